@@ -1,0 +1,96 @@
+"""Loads the native library `_C` where that is safe; knows what was built and what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import platform
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_PACKAGE = Path(__file__).parent
+_SOURCE = _PACKAGE.parent if (_PACKAGE.parent / "csrc").is_dir() else None
+_MEND = (
+    f"pip install -e {_SOURCE}"
+    if _SOURCE
+    else "pip install --force-reinstall --no-deps --no-cache-dir .  (in its source folder)"
+)
+
+
+def _read_build_config() -> dict[str, Any]:
+    """What setup.py recorded about the build; empty in a source tree that was never built."""
+    try:
+        config: dict[str, Any] = json.loads((_PACKAGE / "_build_config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return config
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The native library, or None and why there is none.
+
+    The versions are compared before the library is loaded: torch's C++ ABI differs from version to
+    version, and a library built for another one may crash.
+    """
+    if not _config:
+        return None, f"{_PACKAGE} was never built, and Python imports it before any installed copy"
+    if not _config["native"]:
+        return None, "it was installed without native code (CRRELU_EXT_NO_NATIVE=1)"
+    if _config["torch"] != torch.__version__:
+        built = _config["torch"]
+        return None, f"it was built against torch {built}, but torch {torch.__version__} is running"
+    try:
+        return importlib.import_module("crrelu_ext._C"), None
+    except ImportError as error:
+        return None, f"its native library does not load: {error}"
+
+
+_config = _read_build_config()
+_C, _reason = _load()
+native = _C is not None
+"""Whether the native kernels are loaded; without them everything takes the composed formula."""
+problem = _reason and f"crrelu_ext runs without its native kernels: {_reason}. To mend it: {_MEND}"
+"""What is wrong with this installation and what mends it, or None."""
+
+if problem:
+    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+if _C is not None:
+    _C.isa()  # an unknown or unsupported CRRELU_EXT_ISA raises here, not in the first call
+
+try:
+    __version__ = importlib.metadata.version("crrelu-ext")
+except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "unknown"
+
+
+def build_info() -> dict[str, Any]:
+    """What is installed and what it runs on.
+
+    Returns:
+        A dict of plain values: ``version``, ``python``; ``torch``, the version that is running,
+        and ``torch_built_against``; ``native``, whether the native kernels are loaded; ``problem``,
+        what is wrong and what mends it, or None; ``isa_available`` and ``isa``, the instruction
+        sets this processor can use and the one chosen (environment variable ``CRRELU_EXT_ISA``);
+        ``cuda``, the CUDA version of the kernels or None, and ``cuda_arch_list``, the architectures
+        they were compiled for; ``compiler``; ``threads``, as many as torch uses. Without native
+        kernels the entries about them are None or empty.
+    """
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torch_built_against": _config.get("torch"),
+        "native": native,
+        "problem": problem,
+        "isa_available": _C.isa_available() if _C else [],
+        "isa": _C.isa() if _C else None,
+        "cuda": _config.get("cuda"),
+        "cuda_arch_list": _config.get("cuda_arch_list", []),
+        "compiler": _config.get("compiler"),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,58 @@
+"""CRReLU as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crrelu_ext import reference
+from crrelu_ext._ops import _C
+
+
+def crrelu(
+    input: Tensor, epsilon: Tensor, *, channel_dim: int = 1, out: Tensor | None = None
+) -> Tensor:
+    """f(x) = max(0, x) + ε · x · exp(-x²/2).
+
+    Its derivatives are f'(x) = [x > 0] + ε · (1 - x²) · exp(-x²/2) and ∂f/∂ε = x · exp(-x²/2);
+    the kink at 0 takes the derivative of ReLU in PyTorch, so f'(0) = ε.
+
+    Args:
+        input: any shape and strides; float32, float64, bfloat16 or float16. 16-bit types are
+            computed in float32.
+        epsilon: (1,), or (C,) with C the input's size along ``channel_dim``; float32 or the
+            input's dtype, on the input's device.
+        channel_dim: the input's dimension that an epsilon of C values lies along.
+        out: where to write the result, without gradients; resized and cast to as in torch.
+
+    Returns:
+        A tensor of the input's shape, dtype and, where the input has no gaps, strides.
+
+    Raises:
+        TypeError: an argument is no tensor, or of a dtype that is not allowed.
+        ValueError, IndexError: a shape or layout that is not allowed, or no such dimension.
+        RuntimeError: different devices; ``out`` overlaps the input or takes part in autograd.
+
+    Source: Sun et al., "A Method on Searching Better Activation Functions", arXiv 2405.12954.
+    """
+    if out is not None:
+        return _write(input, epsilon, channel_dim, out)
+    return _crrelu(input, epsilon, channel_dim)
+
+
+def crrelu_(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
+    """:func:`crrelu` in place, without gradients: writes over ``input`` and returns it."""
+    return _write(input, epsilon, channel_dim, input)
+
+
+if _C is not None:
+    _crrelu = _C.crrelu
+    _write = _C.crrelu_out
+else:
+
+    def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
+        return reference.crrelu(input, epsilon, channel_dim=channel_dim)
+
+    def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
+        # torch's own out= resizes, casts and refuses overlap and gradients; times 1 changes nothing.
+        return torch.mul(_crrelu(input, epsilon, channel_dim), 1, out=out)

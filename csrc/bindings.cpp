@@ -1,0 +1,74 @@
+// The Python module _C: the fast entry to the operators, and what was built.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/extension.h>
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+#include "operators.h"
+
+namespace py = pybind11;
+
+namespace crrelu {
+namespace {
+
+/// Whether the dispatcher may be called at once. Tensor subclasses and modes want to see the call:
+/// theirs goes the general way, through torch.ops.
+bool plain(std::initializer_list<py::handle> arguments) {
+  if (at::impl::torch_function_mode_enabled()) return false;
+  return std::all_of(arguments.begin(), arguments.end(),
+                     [](py::handle argument) { return THPVariable_CheckExact(argument.ptr()); });
+}
+
+void check_tensor(py::handle argument, const char* name) {
+  TORCH_CHECK_TYPE(THPVariable_Check(argument.ptr()) || py::hasattr(argument, "__torch_function__"),
+                   "crrelu: ", name, " is a ", Py_TYPE(argument.ptr())->tp_name,
+                   "; allowed is a torch.Tensor");
+}
+
+py::object torch_op(const char* name) {
+  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr(name);
+}
+
+py::object crrelu(py::handle input, py::handle epsilon, int64_t channel_dim) {
+  if (!plain({input, epsilon})) {
+    check_tensor(input, "input");
+    check_tensor(epsilon, "epsilon");
+    return torch_op("crrelu")(input, epsilon, channel_dim);
+  }
+  const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
+  at::Tensor output;
+  {
+    py::gil_scoped_release no_gil;
+    output = crrelu_op().call(x, e, channel_dim);
+  }
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output)));
+}
+
+// Without gradients and with a buffer at hand there is no hurry: these go the general way.
+py::object crrelu_out(py::handle input, py::handle epsilon, int64_t channel_dim, py::handle out) {
+  check_tensor(input, "input");
+  check_tensor(epsilon, "epsilon");
+  check_tensor(out, "out");
+  return torch_op("crrelu")(input, epsilon, channel_dim, py::arg("out") = out);
+}
+
+std::vector<std::string> isa_available() {
+  std::vector<std::string> names;
+  for (const auto& isa : supported_instruction_sets()) names.emplace_back(isa.name);
+  return names;
+}
+
+}  // namespace
+}  // namespace crrelu
+
+PYBIND11_MODULE(_C, m) {
+  m.def("crrelu", crrelu::crrelu);
+  m.def("crrelu_out", crrelu::crrelu_out);
+  m.def("isa_available", crrelu::isa_available,
+        "The instruction sets of this build that this processor has.");
+  m.def(
+      "isa", [] { return std::string(crrelu::instruction_set().name); },
+      "The instruction set whose kernels run.");
+}

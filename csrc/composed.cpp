@@ -1,0 +1,148 @@
+#include "composed.h"
+
+#include <torch/library.h>
+
+#include "checks.h"
+#include "operators.h"
+
+namespace crrelu {
+namespace {
+
+/// One element's quantities: x moved in to where exp(-x^2/2) is not yet zero (so that no inf * 0
+/// arises), epsilon in a shape that broadcasts, and exp(-x^2/2); 16-bit types in float32.
+struct Terms {
+  at::Tensor input, x, epsilon, gaussian;
+  c10::SmallVector<int64_t, 6> other_dims;  // the dimensions over which one epsilon is shared
+
+  Terms(const at::Tensor& input_, const at::Tensor& epsilon_, int64_t channel_dim) {
+    const bool half = input_.scalar_type() == at::kBFloat16 || input_.scalar_type() == at::kHalf;
+    const auto type = half ? at::kFloat : input_.scalar_type();
+    input = input_.to(type);
+    const double far = type == at::kDouble ? 55.0 : 20.5;
+    x = at::clamp(input, -far, far);
+    gaussian = at::exp(x * x * -0.5);
+    c10::SymDimVector shape;
+    const bool shared = epsilon_.sym_numel() == 1;
+    const int64_t channels_at = shared ? -1 : at::maybe_wrap_dim(channel_dim, input.dim());
+    for (int64_t dim = 0; dim < input.dim(); ++dim) {
+      if (dim != channels_at) other_dims.push_back(dim);
+      if (!shared) shape.push_back(dim == channels_at ? epsilon_.sym_numel() : c10::SymInt(1));
+    }
+    epsilon = epsilon_.to(type).view_symint(
+        shape);  // one epsilon becomes 0-dim: it must not add a dimension
+  }
+
+  at::Tensor step() const { return (input > 0).to(input.scalar_type()); }
+  at::Tensor bump() const { return x * gaussian; }
+  at::Tensor bump_slope() const { return (1 - x * x) * gaussian; }
+  at::Tensor bump_curvature() const { return x * (x * x - 3) * gaussian; }
+  /// Summed over what shares an epsilon.
+  at::Tensor sum_to_epsilon(const at::Tensor& terms, const at::Tensor& epsilon_) const {
+    return (other_dims.empty() ? terms : terms.sum(other_dims))
+        .reshape_symint(epsilon_.sym_sizes())
+        .to(epsilon_.scalar_type());
+  }
+};
+
+}  // namespace
+
+at::Tensor crrelu_composed(const at::Tensor& input, const at::Tensor& epsilon,
+                           int64_t channel_dim) {
+  check_arguments(input, epsilon, channel_dim);
+  const Terms terms(input, epsilon, channel_dim);
+  return (at::relu(terms.input) + terms.epsilon * terms.bump()).to(input.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& grad_output,
+                                                            const at::Tensor& input,
+                                                            const at::Tensor& epsilon,
+                                                            int64_t channel_dim,
+                                                            std::array<bool, 2> output_mask) {
+  check_arguments(input, epsilon, channel_dim);
+  check_grad_output(grad_output, input);
+  const Terms terms(input, epsilon, channel_dim);
+  const auto grad = grad_output.to(terms.input.scalar_type());
+  at::Tensor grad_input, grad_epsilon;
+  if (output_mask[0]) {
+    grad_input =
+        (grad * (terms.step() + terms.epsilon * terms.bump_slope())).to(input.scalar_type());
+  }
+  if (output_mask[1]) grad_epsilon = terms.sum_to_epsilon(grad * terms.bump(), epsilon);
+  return {grad_input, grad_epsilon};
+}
+
+std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad_grad_input,
+                                                          const at::Tensor& grad_grad_epsilon,
+                                                          const at::Tensor& grad_output,
+                                                          const at::Tensor& input,
+                                                          const at::Tensor& epsilon,
+                                                          int64_t channel_dim) {
+  const Terms terms(input, epsilon, channel_dim);
+  const auto type = terms.input.scalar_type();
+  const auto grad = grad_output.to(type);
+  at::Tensor for_grad_output, for_input, for_epsilon;
+  if (grad_grad_input.defined()) {
+    const auto gg = grad_grad_input.to(type);
+    for_grad_output = gg * (terms.step() + terms.epsilon * terms.bump_slope());
+    for_input = gg * grad * terms.epsilon * terms.bump_curvature();
+    for_epsilon = terms.sum_to_epsilon(gg * grad * terms.bump_slope(), epsilon);
+  }
+  if (grad_grad_epsilon.defined()) {
+    const auto gg = grad_grad_epsilon.to(type).view_symint(terms.epsilon.sym_sizes());
+    const auto more_for_grad_output = gg * terms.bump(),
+               more_for_input = gg * grad * terms.bump_slope();
+    for_grad_output =
+        for_grad_output.defined() ? for_grad_output + more_for_grad_output : more_for_grad_output;
+    for_input = for_input.defined() ? for_input + more_for_input : more_for_input;
+  }
+  if (for_grad_output.defined()) for_grad_output = for_grad_output.to(grad_output.scalar_type());
+  if (for_input.defined()) for_input = for_input.to(input.scalar_type());
+  return {for_grad_output, for_input, for_epsilon};
+}
+
+namespace {
+
+at::Tensor& crrelu_out_composed(const at::Tensor& input, const at::Tensor& epsilon,
+                                int64_t channel_dim, at::Tensor& out) {
+  check_arguments(input, epsilon, channel_dim);
+  prepare_out(input, epsilon, out);
+  return out.copy_(crrelu_op().call(input, epsilon, channel_dim));
+}
+
+at::Tensor crrelu_meta(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
+  check_arguments(input, epsilon, channel_dim);
+  return at::empty_like(input);
+}
+
+std::tuple<at::Tensor, at::Tensor> crrelu_backward_meta(const at::Tensor& grad_output,
+                                                        const at::Tensor& input,
+                                                        const at::Tensor& epsilon,
+                                                        int64_t channel_dim,
+                                                        std::array<bool, 2> output_mask) {
+  check_arguments(input, epsilon, channel_dim);
+  check_grad_output(grad_output, input);
+  return {output_mask[0] ? at::empty_like(input) : at::Tensor(),
+          output_mask[1] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
+}
+
+}  // namespace
+
+// Any device without kernels of ours.
+TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
+  m.impl("crrelu", crrelu_composed);
+  m.impl("crrelu.out", crrelu_out_composed);
+  m.impl("crrelu_backward", crrelu_backward_composed);
+}
+
+TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
+  m.impl("crrelu", crrelu_meta);
+  m.impl("crrelu_backward", crrelu_backward_meta);
+}
+
+// torch.func.vmap.
+TORCH_LIBRARY_IMPL(crrelu_ext, FuncTorchBatched, m) {
+  m.impl("crrelu", crrelu_composed);
+  m.impl("crrelu_backward", crrelu_backward_composed);
+}
+
+}  // namespace crrelu

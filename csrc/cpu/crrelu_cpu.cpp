@@ -1,0 +1,300 @@
+// The operators on the CPU: tensors in, work split over threads, raw pointers to the kernels.
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../checks.h"
+#include "dispatch.h"
+
+namespace crrelu {
+namespace {
+
+/// Elements to a piece of work, and to a partial sum: by the tensor's shape alone, so that sums
+/// have the same bits for any number of threads. A multiple of the kernels' vectors and of a cache
+/// line.
+constexpr int64_t kChunk = 16384;
+/// Shorter stretches of one epsilon than this are handled as rows, with the epsilons written out.
+constexpr int64_t kShortestRun = 128;
+/// A row is made at least this long by repeating the pattern of epsilons.
+constexpr int64_t kShortestRow = 512;
+/// Partial sums of a column, at the most.
+constexpr int64_t kMostBands = 64;
+/// Outputs from this size on are written past the caches, which could not keep them.
+constexpr int64_t kStreamBytes = int64_t{32} << 20;
+/// New outputs from this size on come from fresh pages, which cost more than the arithmetic unless
+/// they are huge.
+constexpr int64_t kHugePageBytes = int64_t{8} << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Storage storage_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Storage::kFloat;
+    case at::kDouble:
+      return Storage::kDouble;
+    case at::kBFloat16:
+      return Storage::kBFloat16;
+    default:
+      return Storage::kHalf;
+  }
+}
+
+const Kernels& kernels_for(at::ScalarType type) {
+  return instruction_set().kernels()[static_cast<int>(storage_of(type))];
+}
+
+/// A new tensor of the same shape and, where the input has no gaps, the same strides.
+at::Tensor empty_output(const at::Tensor& like) {
+  auto output =
+      like.is_non_overlapping_and_dense()
+          ? at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type())
+          : at::empty_like(like);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const int64_t bytes = output.nbytes();
+  if (bytes >= kHugePageBytes) {
+    constexpr uintptr_t kPage = 4096;
+    const auto begin = (reinterpret_cast<uintptr_t>(output.data_ptr()) + kPage - 1) & ~(kPage - 1);
+    const auto end = (reinterpret_cast<uintptr_t>(output.data_ptr()) + bytes) & ~(kPage - 1);
+    madvise(reinterpret_cast<void*>(begin), end - begin,
+            MADV_HUGEPAGE);  // advice: failure costs nothing but time
+  }
+#endif
+  return output;
+}
+
+/// The tensor itself if it lies in memory just as `like` does, which has no gaps; else a copy that
+/// does.
+at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) {
+  if (tensor.strides() == like.strides() && tensor.is_non_overlapping_and_dense()) return tensor;
+  return at::empty_like(like, like.options()).copy_(tensor);
+}
+
+at::Tensor without_gaps(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() ? tensor : at::empty_like(tensor).copy_(tensor);
+}
+
+/// epsilon in the kernels' arithmetic type, contiguous. Its NaN is made the common one: the
+/// kernels' rounding to bfloat16 counts on NaNs whose low bits are zero.
+at::Tensor epsilon_for(const at::Tensor& epsilon, at::ScalarType input_type) {
+  const auto type = input_type == at::kDouble ? at::kDouble : at::kFloat;
+  auto converted = epsilon.scalar_type() == type && epsilon.is_contiguous()
+                       ? epsilon
+                       : epsilon.to(type).contiguous();
+  if (input_type != at::kBFloat16) return converted;
+  const float* values = converted.const_data_ptr<float>();
+  const bool plain =
+      std::none_of(values, values + converted.numel(), [](float v) { return std::isnan(v); });
+  return plain ? converted : at::nan_to_num(converted, NAN, INFINITY, -INFINITY);
+}
+
+/// How a tensor is cut. Runs: stretches of one epsilon, each cut into equal pieces. Rows: a matrix
+/// whose columns have each their epsilon, cut into bands of rows and tiles of columns, and what is
+/// left over of a last row.
+struct Plan {
+  bool rows;
+  int64_t runs, inner, pieces;                            // runs
+  int64_t columns, repeats, full_rows, band, tile, rest;  // rows
+
+  explicit Plan(const Layout& layout) {
+    inner = layout.inner;
+    rows = layout.channels > 1 && layout.inner < kShortestRun;
+    runs = layout.outer * layout.channels;
+    pieces = std::max<int64_t>(1, ceil_div(inner, kChunk));
+    const int64_t period = layout.channels * layout.inner, numel = layout.outer * period;
+    repeats =
+        std::max<int64_t>(1, std::min(layout.outer, kShortestRow / std::max<int64_t>(1, period)));
+    columns = period * repeats;
+    full_rows = columns ? numel / columns : 0;
+    rest = numel - full_rows * columns;
+    tile = std::min(columns, kChunk);
+    band =
+        std::max(ceil_div(kChunk, std::max<int64_t>(1, columns)), ceil_div(full_rows, kMostBands));
+    band = ceil_div(band, 4) * 4;
+  }
+
+  int64_t bands() const { return ceil_div(full_rows, band); }
+  int64_t tiles() const { return ceil_div(columns, tile); }
+};
+
+/// Pieces of work to give to a thread at a time, each of `numel` elements.
+int64_t grain(int64_t numel) { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, numel)); }
+
+/// The epsilons of one row.
+at::Tensor row_of_epsilons(const at::Tensor& epsilon, const Plan& plan) {
+  return epsilon.repeat_interleave(plan.inner).repeat({plan.repeats});
+}
+
+/// f of `input`, which has no gaps, into `output`, which lies alike.
+void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channel_dim,
+             const at::Tensor& output) {
+  const int64_t numel = input.numel();
+  if (numel == 0) return;
+  const auto& kernels = kernels_for(input.scalar_type());
+  const Plan plan(layout_of(input, epsilon_, channel_dim));
+  auto epsilon = epsilon_for(epsilon_, input.scalar_type());
+  if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
+  const int64_t size = input.element_size(), step = epsilon.element_size();
+  const auto* x = static_cast<const char*>(input.const_data_ptr());
+  const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
+  auto* y = static_cast<char*>(output.mutable_data_ptr());
+  const bool stream = x != y && numel * size >= kStreamBytes;
+
+  if (plan.rows) {
+    at::parallel_for(0, plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i / plan.tiles() * plan.band, column = i % plan.tiles() * plan.tile;
+        const int64_t at = (row * plan.columns + column) * size;
+        kernels.forward_rows(x + at, e + column * step, y + at,
+                             std::min(plan.band, plan.full_rows - row),
+                             std::min(plan.tile, plan.columns - column), plan.columns);
+      }
+    });
+    const int64_t at = (numel - plan.rest) * size;
+    kernels.forward_rows(x + at, e, y + at, 1, plan.rest, plan.rest);  // nothing, if rest is 0
+    return;
+  }
+  const int64_t channels = epsilon.numel();
+  at::parallel_for(0, plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
+      const int64_t at = (run * plan.inner + start) * size;
+      kernels.forward(x + at, e + run % channels * step, y + at,
+                      std::min(kChunk, plan.inner - start), stream);
+    }
+  });
+}
+
+struct Grads {
+  at::Tensor input, epsilon;
+};
+
+/// Adds up the slots of each epsilon, in a fixed order: `sums` is (slots, columns), and column i
+/// belongs to channel i / inner % channels.
+at::Tensor fold(const std::vector<double>& sums, int64_t columns, int64_t inner,
+                const at::Tensor& epsilon) {
+  const int64_t channels = epsilon.numel();
+  auto folded = at::zeros({channels}, at::kDouble);
+  double* total = folded.mutable_data_ptr<double>();
+  const int64_t slots = static_cast<int64_t>(sums.size()) / columns;
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const double* row = sums.data() + slot * columns;
+    for (int64_t start = 0; start < columns;) {
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        for (int64_t k = 0; k < inner; ++k) total[channel] += row[start++];
+      }
+    }
+  }
+  return folded.to(epsilon.scalar_type());
+}
+
+/// The gradients wanted. `input` has no gaps, and `grad_output` lies alike.
+Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& epsilon_,
+               int64_t channel_dim, bool want_input, bool want_epsilon) {
+  const int64_t numel = input.numel();
+  Grads grads;
+  if (want_input) grads.input = empty_output(input);
+  if (numel == 0) {
+    if (want_epsilon) grads.epsilon = at::zeros_like(epsilon_);
+    return grads;
+  }
+  if (!want_input && !want_epsilon) return grads;
+  const auto& kernels = kernels_for(input.scalar_type());
+  const Plan plan(layout_of(input, epsilon_, channel_dim));
+  auto epsilon = epsilon_for(epsilon_, input.scalar_type());
+  if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
+  const int64_t size = input.element_size(), step = epsilon.element_size();
+  const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
+  const auto* x = static_cast<const char*>(input.const_data_ptr());
+  const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
+  auto* gx = want_input ? static_cast<char*>(grads.input.mutable_data_ptr()) : nullptr;
+  const bool stream = numel * size >= kStreamBytes;
+
+  if (plan.rows) {
+    std::vector<double> sums(want_epsilon ? (plan.bands() + (plan.rest > 0)) * plan.columns : 0);
+    at::parallel_for(0, plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t band = i / plan.tiles(), row = band * plan.band,
+                      column = i % plan.tiles() * plan.tile;
+        const int64_t at = (row * plan.columns + column) * size;
+        kernels.backward_rows(g + at, x + at, e + column * step, gx ? gx + at : nullptr,
+                              want_epsilon ? sums.data() + band * plan.columns + column : nullptr,
+                              std::min(plan.band, plan.full_rows - row),
+                              std::min(plan.tile, plan.columns - column), plan.columns);
+      }
+    });
+    if (plan.rest > 0) {
+      const int64_t at = (numel - plan.rest) * size;
+      kernels.backward_rows(g + at, x + at, e, gx ? gx + at : nullptr,
+                            want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
+                            plan.rest, plan.rest);
+    }
+    if (want_epsilon) grads.epsilon = fold(sums, plan.columns, plan.inner, epsilon_);
+    return grads;
+  }
+  // A slot for each piece of each run: (outer, channels, pieces).
+  const int64_t channels = epsilon.numel(), slots = plan.runs * plan.pieces;
+  std::vector<double> sums(want_epsilon ? slots : 0);
+  at::parallel_for(0, slots, grain(plan.inner), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
+      const int64_t at = (run * plan.inner + start) * size;
+      kernels.backward(g + at, x + at, e + run % channels * step, gx ? gx + at : nullptr,
+                       want_epsilon ? &sums[i] : nullptr, std::min(kChunk, plan.inner - start),
+                       stream);
+    }
+  });
+  if (want_epsilon) grads.epsilon = fold(sums, channels * plan.pieces, plan.pieces, epsilon_);
+  return grads;
+}
+
+at::Tensor crrelu_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
+  check_arguments(input, epsilon, channel_dim);
+  auto output = empty_output(input);
+  forward(without_gaps(input), epsilon, channel_dim, output);
+  return output;
+}
+
+at::Tensor& crrelu_out_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim,
+                           at::Tensor& out) {
+  check_arguments(input, epsilon, channel_dim);
+  prepare_out(input, epsilon, out);
+  if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
+      input.is_non_overlapping_and_dense()) {
+    forward(input, epsilon, channel_dim, out);
+  } else {
+    out.copy_(crrelu_cpu(input, epsilon, channel_dim));
+  }
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> crrelu_backward_cpu(const at::Tensor& grad_output,
+                                                       const at::Tensor& input,
+                                                       const at::Tensor& epsilon,
+                                                       int64_t channel_dim,
+                                                       std::array<bool, 2> output_mask) {
+  check_arguments(input, epsilon, channel_dim);
+  check_grad_output(grad_output, input);
+  const auto dense = without_gaps(input);
+  auto grads = backward(laid_out_as(grad_output, dense), dense, epsilon, channel_dim,
+                        output_mask[0], output_mask[1]);
+  return {std::move(grads.input), std::move(grads.epsilon)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) {
+  m.impl("crrelu", crrelu_cpu);
+  m.impl("crrelu.out", crrelu_out_cpu);
+  m.impl("crrelu_backward", crrelu_backward_cpu);
+}
+
+}  // namespace crrelu

@@ -1,0 +1,189 @@
+// The vocabulary in AVX2 with FMA and F16C: 8 floats or 4 doubles. Included inside the target
+// region of kernels_avx2.cpp, after <immintrin.h>.
+#pragma once
+
+#include "../crrelu_math.h"
+#include "storage.h"
+
+namespace crrelu {
+namespace {
+
+/// 2^(j/8), j = 0..7: one permute looks up all lanes; and what rounding took from them.
+alignas(32) constexpr float kExp2Table8f[8] = {0x1.000000p+0f, 0x1.172b84p+0f, 0x1.306fe0p+0f,
+                                               0x1.4bfdaep+0f, 0x1.6a09e6p+0f, 0x1.8ace54p+0f,
+                                               0x1.ae89fap+0f, 0x1.d5818ep+0f};
+alignas(32) constexpr float kExp2Table8fLow[8] = {
+    0x0.000000p+0f,  -0x1.c15742p-27f, 0x1.4636e2p-25f,  -0x1.593abcp-25f,
+    0x1.9fcef4p-26f, 0x1.15506ep-27f,  -0x1.a94b14p-26f, -0x1.822dbcp-27f};
+
+struct Float32x8 {
+  using real = float;
+  using Mask = Float32x8;
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  Float32x8() = default;
+  CRRELU_INLINE Float32x8(__m256 v) : v(v) {}
+  explicit CRRELU_INLINE Float32x8(float x) : v(_mm256_set1_ps(x)) {}
+
+  static CRRELU_INLINE Float32x8 shifter() { return Float32x8(0x1.8p20f); }
+  template <Precision P>
+  static CRRELU_INLINE Sum<Float32x8> exp_reduced(Float32x8 shifted, Float32x8 r);
+
+  static CRRELU_INLINE Float32x8 load(const float* p) { return _mm256_loadu_ps(p); }
+  static CRRELU_INLINE Float32x8 load(const BFloat16* p) {
+    return widen(_mm_loadu_si128((const __m128i*)p), p);
+  }
+  static CRRELU_INLINE Float32x8 load(const Half* p) {
+    return widen(_mm_loadu_si128((const __m128i*)p), p);
+  }
+  static CRRELU_INLINE Float32x8 load(const float* p, int count) {
+    return _mm256_maskload_ps(p, first(count));
+  }
+  template <class S>
+  static CRRELU_INLINE Float32x8 load(const S* p, int count) {
+    S buffer[kLanes] = {};
+    std::memcpy(buffer, p, count * sizeof(S));
+    return load(buffer);
+  }
+
+  CRRELU_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  CRRELU_INLINE void store(float* p, int count) const { _mm256_maskstore_ps(p, first(count), v); }
+  static CRRELU_INLINE void stream_fence() { _mm_sfence(); }
+  CRRELU_INLINE void stream(float* p) const { _mm256_stream_ps(p, v); }
+  template <class S>
+  CRRELU_INLINE void store(S* p) const {
+    _mm_storeu_si128((__m128i*)p, narrow(p));
+  }
+  template <class S>
+  CRRELU_INLINE void store(S* p, int count) const {
+    S buffer[kLanes];
+    store(buffer);
+    std::memcpy(p, buffer, count * sizeof(S));
+  }
+  template <class S>
+  CRRELU_INLINE void stream(S* p) const {
+    _mm_stream_si128((__m128i*)p, narrow(p));
+  }
+
+ private:
+  static CRRELU_INLINE __m256i first(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static CRRELU_INLINE Float32x8 widen(__m128i bits, const Half*) { return _mm256_cvtph_ps(bits); }
+  CRRELU_INLINE __m128i narrow(const Half*) const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static CRRELU_INLINE Float32x8 widen(__m128i bits, const BFloat16*) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  CRRELU_INLINE __m128i narrow(const BFloat16*) const {
+    // To nearest even by integers. No NaN needs care: those that 16-bit inputs and a quieted
+    // epsilon give have 16 low zero bits, and so nothing carries.
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i high = _mm256_srli_epi32(rounded, 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  }
+};
+
+struct Float64x4 {
+  using real = double;
+  using Mask = Float64x4;
+  static constexpr int kLanes = 4;
+  __m256d v;
+
+  Float64x4() = default;
+  CRRELU_INLINE Float64x4(__m256d v) : v(v) {}
+  explicit CRRELU_INLINE Float64x4(double x) : v(_mm256_set1_pd(x)) {}
+
+  static CRRELU_INLINE Float64x4 shifter() { return Float64x4(0x1.8p52); }
+  template <Precision P>
+  static CRRELU_INLINE Sum<Float64x4> exp_reduced(Float64x4 shifted, Float64x4 r);
+
+  static CRRELU_INLINE Float64x4 load(const double* p) { return _mm256_loadu_pd(p); }
+  static CRRELU_INLINE Float64x4 load(const double* p, int count) {
+    return _mm256_maskload_pd(p, first(count));
+  }
+  CRRELU_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
+  CRRELU_INLINE void store(double* p, int count) const { _mm256_maskstore_pd(p, first(count), v); }
+  static CRRELU_INLINE void stream_fence() { _mm_sfence(); }
+  CRRELU_INLINE void stream(double* p) const { _mm256_stream_pd(p, v); }
+
+ private:
+  static CRRELU_INLINE __m256i first(int count) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+};
+
+#define CRRELU_OPERATORS(V, ps)                                                       \
+  CRRELU_INLINE V operator+(V a, V b) { return _mm256_add_##ps(a.v, b.v); }           \
+  CRRELU_INLINE V operator-(V a, V b) { return _mm256_sub_##ps(a.v, b.v); }           \
+  CRRELU_INLINE V operator-(V a) { return -a.v; }                                     \
+  CRRELU_INLINE V operator*(V a, V b) { return _mm256_mul_##ps(a.v, b.v); }           \
+  CRRELU_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_##ps(a.v, b.v, c.v); }     \
+  CRRELU_INLINE V min(V a, V b) { return _mm256_min_##ps(a.v, b.v); }                 \
+  CRRELU_INLINE V max(V a, V b) { return _mm256_max_##ps(a.v, b.v); }                 \
+  CRRELU_INLINE V greater(V a, V b) { return _mm256_cmp_##ps(a.v, b.v, _CMP_GT_OQ); } \
+  CRRELU_INLINE V select(V m, V a, V b) { return _mm256_blendv_##ps(b.v, a.v, m.v); }
+CRRELU_OPERATORS(Float32x8, ps)
+CRRELU_OPERATORS(Float64x4, pd)
+#undef CRRELU_OPERATORS
+
+/// 2^n for an integral n in the range of normal numbers: n + bias, moved to where the exponent is.
+CRRELU_INLINE Float32x8 power_of_two(Float32x8 n) {
+  const Float32x8 biased = n + Float32x8(0x1.8p23f + 127);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased.v), 23));
+}
+CRRELU_INLINE Float64x4 power_of_two(Float64x4 n) {
+  const Float64x4 biased = n + Float64x4(0x1.8p52 + 1023);
+  return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(biased.v), 52));
+}
+
+/// In two factors, so that a result may be subnormal; below 2^lowest nothing is left of a.
+CRRELU_INLINE Float32x8 ldexp(Float32x8 a, Float32x8 n) {
+  const Float32x8 whole = _mm256_floor_ps(max(n, Float32x8(-252.0f)).v);
+  const Float32x8 half = _mm256_floor_ps((whole * Float32x8(0.5f)).v);
+  return a * power_of_two(half) * power_of_two(whole - half);
+}
+CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
+  const Float64x4 whole = _mm256_floor_pd(max(n, Float64x4(-2044.0)).v);
+  const Float64x4 half = _mm256_floor_pd((whole * Float64x4(0.5)).v);
+  return a * power_of_two(half) * power_of_two(whole - half);
+}
+
+template <Precision P>
+CRRELU_INLINE Sum<Float32x8> Float32x8::exp_reduced(Float32x8 shifted, Float32x8 r) {
+  const __m256i j = _mm256_castps_si256(shifted.v);  // the permutes read its low three bits
+  const Float32x8 high = _mm256_permutevar8x32_ps(_mm256_load_ps(kExp2Table8f), j);
+  if constexpr (P == Precision::kHalf) {  // |r| <= ln(2)/8: relative error 7.0e-6
+    return {high, high * r * fma(r, Float32x8(0x1.00052p-3f), Float32x8(-0x1.000a4p-1f))};
+  } else {  // 2.43e-10
+    const Float32x8 rounded_off = _mm256_permutevar8x32_ps(_mm256_load_ps(kExp2Table8fLow), j);
+    Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));
+    p = fma(p, r, Float32x8(0x1p-3f));
+    p = fma(p, r, Float32x8(-0x1p-1f));
+    return {high, fma(high * r, p, rounded_off)};
+  }
+}
+
+template <Precision P>
+CRRELU_INLINE Sum<Float64x4> Float64x4::exp_reduced(Float64x4, Float64x4 r) {
+  Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37),
+                    Float64x4(0x1.28a2ca617b969p-32));  // |r| <= ln 2: 9.9e-18
+  p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));
+  p = fma(p, r, Float64x4(0x1.a019a6611cad5p-24));
+  p = fma(p, r, Float64x4(-0x1.a01a01abe7fe1p-20));
+  p = fma(p, r, Float64x4(0x1.6c16c17f46982p-16));
+  p = fma(p, r, Float64x4(-0x1.11111111100dcp-12));
+  p = fma(p, r, Float64x4(0x1.55555555520a4p-9));
+  p = fma(p, r, Float64x4(-0x1.5555555555557p-6));
+  p = fma(p, r, Float64x4(0x1.0000000000005p-3));
+  p = fma(p, r, Float64x4(-0.5));
+  return {Float64x4(1), p * r};
+}
+
+}  // namespace
+}  // namespace crrelu

@@ -1,0 +1,36 @@
+// Typed calls of our operators through PyTorch's dispatcher. The handles are looked up once.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <tuple>
+
+namespace crrelu {
+
+using Crrelu = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t);
+using CrreluOut = at::Tensor&(const at::Tensor&, const at::Tensor&, int64_t, at::Tensor&);
+using CrreluBackwardOp = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                            const at::Tensor&, int64_t,
+                                                            std::array<bool, 2>);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
+}
+
+inline const auto& crrelu_op() {
+  static const auto op = find_operator<Crrelu>("crrelu_ext::crrelu");
+  return op;
+}
+inline const auto& crrelu_out_op() {
+  static const auto op = find_operator<CrreluOut>("crrelu_ext::crrelu", "out");
+  return op;
+}
+inline const auto& crrelu_backward_op() {
+  static const auto op = find_operator<CrreluBackwardOp>("crrelu_ext::crrelu_backward");
+  return op;
+}
+
+}  // namespace crrelu

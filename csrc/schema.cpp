@@ -1,0 +1,15 @@
+// The operators' schemas, nothing else; each backend registers its kernels in its own file.
+#include <torch/library.h>
+
+TORCH_LIBRARY(crrelu_ext, m) {
+  m.def("crrelu(Tensor input, Tensor epsilon, int channel_dim=1) -> Tensor");
+  m.def(
+      "crrelu.out(Tensor input, Tensor epsilon, int channel_dim=1, *, Tensor(a!) out) -> "
+      "Tensor(a!)");
+  // output_mask: whether grad_input, grad_epsilon are wanted; what is not wanted comes back
+  // undefined.
+  m.def(
+      "crrelu_backward(Tensor grad_output, Tensor input, Tensor epsilon, int channel_dim, bool[2] "
+      "output_mask)"
+      " -> (Tensor grad_input, Tensor grad_epsilon)");
+}
