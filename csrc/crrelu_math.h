@@ -1,23 +1,24 @@
 // THE formula. Every backend (scalar, AVX2, AVX-512, CUDA) instantiates this file over its own
-// value type V.
+// value type V:
 //
-//     f(x)      = max(0, x) + epsilon * x * exp(-x^2/2)
-//     df/dx     = [x > 0]   + epsilon * (1 - x^2) * exp(-x^2/2)      (the kink at 0 takes ReLU's 0,
-//     as in PyTorch) df/deps   =             x * exp(-x^2/2)
+//     f(x)        =  max(0, x) + epsilon * x * exp(-x^2/2)
+//     df/dx       =  [x > 0]   + epsilon * (1 - x^2) * exp(-x^2/2)
+//     df/depsilon =              x * exp(-x^2/2)
 //
-// Limits, which a literal transcription turns into inf * 0 = NaN:
-//     f(+inf) = +inf, f(-inf) = 0, df/dx(+inf) = 1, df/dx(-inf) = 0, df/deps(+-inf) = 0; NaN in,
-//     NaN out.
-// They hold early, too: 1 - x^2 overflows for finite |x| > 1.8e19, and epsilon * x may overflow
-// before the exponential brings it down. So exp(-x^2/2) is kept as significand * 2^exponent,
-// products are formed with the significand, and the power of two comes late: nothing overflows on
-// the way, and a subnormal is rounded once.
+// The kink at 0 takes the derivative of ReLU in PyTorch, 0. The limits are f(+inf) = +inf,
+// f(-inf) = 0, df/dx(+inf) = 1, df/dx(-inf) = 0, df/depsilon(+-inf) = 0, and NaN in, NaN out. A
+// literal transcription makes inf * 0 = NaN of them, and early: 1 - x^2 overflows for finite x, and
+// epsilon * x may overflow before the exponential brings it down. So there are two ways with the
+// same bits: near 0, where every step is a normal number, the formula as it stands; and anywhere,
+// with exp(-x^2/2) kept as significand * 2^exponent, products formed with the significand, and the
+// power of two applied late, so that nothing overflows on the way and a subnormal is rounded once.
 //
 // What V provides (cpu/vec_*.h): `real`, broadcast from it, + - *, fma(a, b, c) = a*b + c, max and
-// min (the second operand where one is NaN), greater(a, b), select(mask, a, b), ldexp(a, n) = a *
-// 2^floor(n), V::shifter(), which when added rounds to the multiples of 2^-k that V tabulates, and
-// V::exp_reduced<P>(shifted, r) = 2^(shifted mod 1) * exp(-r/2) as a sum of two parts, the second
-// one small.
+// min (the second operand where one is NaN), greater(a, b), select(mask, a, b), all_less(a, x),
+// ldexp(a, n) = a * 2^floor(n), and, for a vocabulary that tabulates 2^(j/k), j = 0..k-1,
+//     shifter()                 which when added rounds to multiples of 1/k,
+//     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
+//     exp_reduced<P>(shifted, r)  2^(shifted - shifter) * exp(-r/2) where that is a normal number.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -27,12 +28,47 @@
 #endif
 
 namespace crrelu {
-namespace {  // one copy per translation unit: code made for one machine must never be linked into
-             // another's
+// One copy per translation unit: code made for one machine must never be linked into another's.
+namespace {
 
-/// How many of the computation's bits the stored type can show: all of them, or a 16-bit type's
-/// few.
+/// How many of the computation's bits a stored type can show: all, or the few of a 16-bit type.
 enum class Precision { kFull, kHalf };
+
+/// A number in two parts, the second one small.
+template <class V>
+struct Sum {
+  V high, low;
+};
+
+template <class V>
+CRRELU_INLINE V total(const Sum<V>& sum) {
+  return sum.high + sum.low;
+}
+template <class V>
+CRRELU_INLINE V total(V value) {
+  return value;
+}
+
+/// a * b; of a sum, with one rounding that counts.
+template <class V>
+CRRELU_INLINE V times(V a, const Sum<V>& b) {
+  return fma(a, b.high, a * b.low);
+}
+template <class V>
+CRRELU_INLINE V times(V a, V b) {
+  return a * b;
+}
+
+template <Precision P, class V>
+struct SignificandOf {
+  using type = Sum<V>;
+};
+template <class V>
+struct SignificandOf<Precision::kHalf, V> {
+  using type = V;
+};
+template <Precision P, class V>
+using Significand = typename SignificandOf<P, V>::type;
 
 template <class Real>
 struct Constants;
@@ -40,72 +76,73 @@ struct Constants;
 template <>
 struct Constants<float> {
   static constexpr float kHalfLog2e = 0x1.715476p-1f;  // log2(e) / 2
-  static constexpr float kTwoLn2 = 0x1.62e43p+0f,
-                         kTwoLn2Low = -0x1.05c61p-28f;  // 2 ln 2 in two parts
-  // From this |x| on the bump is zero for every finite epsilon: 2^128 * 20.5 * exp(-210) < 2^-150.
+  static constexpr float kTwoLn2 = 0x1.62e43p+0f;      // 2 ln 2, in two parts
+  static constexpr float kTwoLn2Low = -0x1.05c61p-28f;
+  // From this |x| on the bump is 0 for every finite epsilon: 2^128 * 20.5 * exp(-210) < 2^-150.
   static constexpr float kFar = 20.5f;
-  // An epsilon beyond 2 is carried as 2^-127 * epsilon, and the bump as 2^127 * bump: no subnormal
-  // is magnified.
-  static constexpr float kLargeScale = 0x1p-127f, kLargeExponent = 127.0f;
+  // Up to this x^2 all of the formula's steps are normal numbers.
+  static constexpr float kNearSquare = 64.0f;
+  // An epsilon beyond 2 is carried as epsilon * 2^-127, with the bump as bump * 2^127: so a bump
+  // that is subnormal is never magnified.
+  static constexpr float kLargeScale = 0x1p-127f;
+  static constexpr float kLargeExponent = 127.0f;
 };
 
 template <>
 struct Constants<double> {
   static constexpr double kHalfLog2e = 0x1.71547652b82fep-1;
-  static constexpr double kTwoLn2 = 0x1.62e42fefa39efp+0, kTwoLn2Low = 0x1.abc9e3b39803fp-55;
+  static constexpr double kTwoLn2 = 0x1.62e42fefa39efp+0;
+  static constexpr double kTwoLn2Low = 0x1.abc9e3b39803fp-55;
   static constexpr double kFar = 55.0;  // 2^1024 * 55 * exp(-1512) < 2^-1075
-  static constexpr double kLargeScale = 0x1p-1023, kLargeExponent = 1023.0;
+  static constexpr double kNearSquare = 64.0;
+  static constexpr double kLargeScale = 0x1p-1023;
+  static constexpr double kLargeExponent = 1023.0;
 };
 
-/// epsilon = value * 2^exponent, |value| <= 2.
+/// epsilon, also as significand * 2^exponent with |significand| <= 2.
 template <class V>
 struct Epsilon {
-  V value, exponent;
+  V value, significand, exponent;
 
-  explicit CRRELU_INLINE Epsilon(V epsilon) {
+  explicit CRRELU_INLINE Epsilon(V epsilon) : value(epsilon) {
     using C = Constants<typename V::real>;
     const auto large = greater(max(epsilon, -epsilon), V(2));
-    value = select(large, epsilon * V(C::kLargeScale), epsilon);
+    significand = select(large, epsilon * V(C::kLargeScale), epsilon);
     exponent = select(large, V(C::kLargeExponent), V(0));
   }
 };
 
-template <class V>
-struct Sum {
-  V high, low;
-};
-
-/// a * sum: for kFull with one rounding that counts, of the result.
+/// exp(-x^2/2) = 2^exponent * exp(-r/2), exponent a multiple of what V tabulates, r small.
 template <Precision P, class V>
-CRRELU_INLINE V times(V a, const Sum<V>& sum) {
-  if constexpr (P == Precision::kFull) {
-    return fma(a, sum.high, a * sum.low);
-  } else {
-    return a * (sum.high + sum.low);
-  }
-}
+struct Reduced {
+  V shifted, exponent, r;
 
-/// exp(-x^2/2) = significand * 2^floor(exponent); x moved in to +-kFar.
-template <Precision P, class V>
-struct Gaussian {
-  V x, exponent;
-  Sum<V> significand;
-
-  explicit CRRELU_INLINE Gaussian(V argument) {
+  explicit CRRELU_INLINE Reduced(V x) {
     using C = Constants<typename V::real>;
-    x = max(V(-C::kFar), min(V(C::kFar), argument));
     const V square = x * x;
-    const V shifted = fma(square, V(-C::kHalfLog2e), V::shifter());
+    shifted = fma(square, V(-C::kHalfLog2e), V::shifter());
     exponent = shifted - V::shifter();
-    V r = fma(exponent, V(C::kTwoLn2), square);
+    r = fma(exponent, V(C::kTwoLn2), square);
     if constexpr (P == Precision::kFull) {
       // At x^2 = 200 half an ulp of x^2 is 5e-6 of the result: carry what rounding took from x^2
       // and from 2 ln 2.
       r = fma(exponent, V(C::kTwoLn2Low), r) + fma(x, x, -square);
     }
-    significand = V::template exp_reduced<P>(shifted, r);
   }
 };
+
+/// NaN may count either way: it comes out as NaN on both.
+template <class V>
+CRRELU_INLINE bool all_near(V x) {
+  return all_less(x * x, Constants<typename V::real>::kNearSquare);
+}
+
+/// x moved in to where the bump is not yet zero; NaN stays.
+template <class V>
+CRRELU_INLINE V clamp(V x) {
+  using C = Constants<typename V::real>;
+  return max(V(-C::kFar), min(V(C::kFar), x));
+}
 
 struct CRReLU {
   template <class V>
@@ -118,20 +155,38 @@ struct CRReLU {
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(V x, const Epsilon<V>& epsilon) {
-    const Gaussian<P, V> g(x);
-    const V bump = times<P>(g.x, g.significand);
-    return fma(epsilon.value, ldexp(bump, g.exponent + epsilon.exponent), max(V(0), x));
+    const V relu = max(V(0), x);
+    if (all_near(x)) {
+      const Reduced<P, V> g(x);
+      return fma(epsilon.value, times(x, V::template exp_reduced<P>(g.shifted, g.r)), relu);
+    }
+    const V c = clamp(x);
+    const Reduced<P, V> g(c);
+    const V bump = times(c, V::template exp_reduced<P>(V::fraction(g.shifted), g.r));
+    return fma(epsilon.significand, ldexp(bump, g.exponent + epsilon.exponent), relu);
   }
 
   template <Precision P, class V>
   static CRRELU_INLINE Slopes<V> slopes(V x, const Epsilon<V>& epsilon) {
-    const Gaussian<P, V> g(x);
-    const V bump = times<Precision::kHalf>(g.x, g.significand);
-    // 1 - x^2 by one rounding keeps its relative accuracy where it crosses zero.
-    const V bump_slope = times<P>(fma(-g.x, g.x, V(1)), g.significand);
     const V step = select(greater(x, V(0)), V(1), V(0));
-    return {fma(epsilon.value, ldexp(bump_slope, g.exponent + epsilon.exponent), step),
-            ldexp(bump, g.exponent)};
+    if (all_near(x)) {
+      const Reduced<P, V> g(x);
+      const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
+      return {fma(epsilon.value, times(one_minus_square(x), gaussian), step), x * total(gaussian)};
+    }
+    const V c = clamp(x);
+    const Reduced<P, V> g(c);
+    const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
+    const V bump_slope = times(one_minus_square(c), gaussian);
+    return {fma(epsilon.significand, ldexp(bump_slope, g.exponent + epsilon.exponent), step),
+            ldexp(c * total(gaussian), g.exponent)};
+  }
+
+ private:
+  /// By one rounding, which keeps its relative accuracy where it crosses zero.
+  template <class V>
+  static CRRELU_INLINE V one_minus_square(V x) {
+    return fma(-x, x, V(1));
   }
 };
 

@@ -1,7 +1,8 @@
 // The operators on the CPU: tensors in, work split over threads, raw pointers to the kernels.
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 #include <torch/library.h>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -9,7 +10,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "../checks.h"
 #include "dispatch.h"
@@ -96,6 +96,22 @@ at::Tensor epsilon_for(const at::Tensor& epsilon, at::ScalarType input_type) {
   return plain ? converted : at::nan_to_num(converted, NAN, INFINITY, -INFINITY);
 }
 
+/// f(begin, end) over pieces of [0, count), on PyTorch's threads. at::parallel_for is compiled into
+/// its caller and would bring an OpenMP runtime of this compiler's; for_each calls it inside
+/// libtorch, whatever built that.
+template <class F>
+void parallel_for(int64_t count, int64_t grain, const F& f) {
+  if (count <= grain) return f(0, count);
+  const auto pieces = at::detail::empty_strided_cpu(
+      {count}, {1}, at::kByte);  // addresses to count by, never touched
+  const char* first = static_cast<const char*>(pieces.const_data_ptr());
+  at::TensorIterator::borrowing_nullary_op(pieces).for_each(
+      [&](char** data, const int64_t*, int64_t size, int64_t) {
+        f(data[0] - first, data[0] - first + size);
+      },
+      grain);
+}
+
 /// How a tensor is cut. Runs: stretches of one epsilon, each cut into equal pieces. Rows: a matrix
 /// whose columns have each their epsilon, cut into bands of rows and tiles of columns, and what is
 /// left over of a last row.
@@ -149,7 +165,7 @@ void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channe
   const bool stream = x != y && numel * size >= kStreamBytes;
 
   if (plan.rows) {
-    at::parallel_for(0, plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i / plan.tiles() * plan.band, column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
@@ -163,7 +179,7 @@ void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channe
     return;
   }
   const int64_t channels = epsilon.numel();
-  at::parallel_for(0, plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
@@ -173,27 +189,28 @@ void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channe
   });
 }
 
+/// On the stack for a small tensor.
+using Sums = c10::SmallVector<double, 16>;
+
 struct Grads {
   at::Tensor input, epsilon;
 };
 
-/// Adds up the slots of each epsilon, in a fixed order: `sums` is (slots, columns), and column i
-/// belongs to channel i / inner % channels.
-at::Tensor fold(const std::vector<double>& sums, int64_t columns, int64_t inner,
-                const at::Tensor& epsilon) {
+/// Adds up the slots of each epsilon, in a fixed order: `sums` is (slots, repeats, channels,
+/// inner).
+at::Tensor fold(const double* sums, int64_t numel, int64_t inner, const at::Tensor& epsilon) {
   const int64_t channels = epsilon.numel();
-  auto folded = at::zeros({channels}, at::kDouble);
-  double* total = folded.mutable_data_ptr<double>();
-  const int64_t slots = static_cast<int64_t>(sums.size()) / columns;
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const double* row = sums.data() + slot * columns;
-    for (int64_t start = 0; start < columns;) {
-      for (int64_t channel = 0; channel < channels; ++channel) {
-        for (int64_t k = 0; k < inner; ++k) total[channel] += row[start++];
-      }
+  c10::SmallVector<double, 16> totals(channels, 0);
+  for (const double* slot = sums; slot < sums + numel;) {
+    for (double& total : totals) {
+      for (int64_t k = 0; k < inner; ++k) total += *slot++;
     }
   }
-  return folded.to(epsilon.scalar_type());
+  auto folded = at::detail::empty_cpu({channels}, epsilon.scalar_type());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, epsilon.scalar_type(), "fold", [&] {
+    std::copy(totals.begin(), totals.end(), folded.mutable_data_ptr<scalar_t>());
+  });
+  return folded;
 }
 
 /// The gradients wanted. `input` has no gaps, and `grad_output` lies alike.
@@ -219,8 +236,8 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
   const bool stream = numel * size >= kStreamBytes;
 
   if (plan.rows) {
-    std::vector<double> sums(want_epsilon ? (plan.bands() + (plan.rest > 0)) * plan.columns : 0);
-    at::parallel_for(0, plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+    Sums sums(want_epsilon ? (plan.bands() + (plan.rest > 0)) * plan.columns : 0);
+    parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t band = i / plan.tiles(), row = band * plan.band,
                       column = i % plan.tiles() * plan.tile;
@@ -237,13 +254,13 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
-    if (want_epsilon) grads.epsilon = fold(sums, plan.columns, plan.inner, epsilon_);
+    if (want_epsilon) grads.epsilon = fold(sums.data(), sums.size(), plan.inner, epsilon_);
     return grads;
   }
   // A slot for each piece of each run: (outer, channels, pieces).
   const int64_t channels = epsilon.numel(), slots = plan.runs * plan.pieces;
-  std::vector<double> sums(want_epsilon ? slots : 0);
-  at::parallel_for(0, slots, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  Sums sums(want_epsilon ? slots : 0);
+  parallel_for(slots, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
@@ -252,7 +269,7 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
                        stream);
     }
   });
-  if (want_epsilon) grads.epsilon = fold(sums, channels * plan.pieces, plan.pieces, epsilon_);
+  if (want_epsilon) grads.epsilon = fold(sums.data(), sums.size(), plan.pieces, epsilon_);
   return grads;
 }
 

@@ -1,10 +1,12 @@
 // Load, compute, store, and sum. Written once, over a functor F (the formula), a vocabulary V and a
 // stored type S. Included inside an instruction set's target region.
 //
-// The main loop computes two vectors in lockstep, which fills the latency of the long chain behind
-// exp; what is left takes masked loads and stores and the same arithmetic, so no result depends on
-// an element's position or alignment.
+// The main loop computes several vectors in lockstep, which fills the latency of the long chain
+// behind exp; what is left takes masked loads and stores and the same arithmetic, so no result
+// depends on an element's position or alignment.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels.h"
 #include "pair.h"
@@ -19,13 +21,17 @@ class Loops {
 
  private:
   using Real = typename Arithmetic<S>::type;
-  using V2 = Pair<V>;
+  // Side by side as many vectors as the registers hold constants and intermediate values for.
+  using Wide = Pair<Pair<V>>;
+  using WideSlopes = typename std::conditional<P == Precision::kFull, Pair<V>, Wide>::type;
+  template <class W>
+  using Memory = AnyOrder<typename W::Half, S>;
   template <class W>
   using Parameter = typename F::template Parameter<W>;
 
-  /// Elements between two moves of the partial sums into double: 32 additions to each of AVX-512's
-  /// float lanes.
-  static constexpr int64_t kBlock = 1024;
+  /// Elements between two moves of the partial sums into double: at most 128 additions to a lane of
+  /// a vector.
+  static constexpr int64_t kBlock = 4096;
   /// Rows whose sums are added up before they are moved into double.
   static constexpr int64_t kRows = 4;
 
@@ -47,15 +53,15 @@ class Loops {
 
   template <bool kStream>
   static void forward_run(const S* x, Real epsilon, S* y, int64_t numel) {
-    const Parameter<V2> parameter2{V2(epsilon)};
+    const Parameter<Wide> wide_parameter{Wide(epsilon)};
     const Parameter<V> parameter{V(epsilon)};
     int64_t i = 0;
-    for (; i + V2::kLanes <= numel; i += V2::kLanes) {
-      const V2 value = F::template value<P>(V2::load(x + i), parameter2);
+    for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
+      const Wide value = F::template value<P>(Memory<Wide>::load(x + i), wide_parameter);
       if constexpr (kStream) {
-        value.stream(y + i);
+        Memory<Wide>::stream(value, y + i);
       } else {
-        value.store(y + i);
+        Memory<Wide>::store(value, y + i);
       }
     }
     for (; i < numel; i += V::kLanes) {
@@ -72,10 +78,10 @@ class Loops {
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
       int64_t i = 0;
-      for (; i + V2::kLanes <= columns; i += V2::kLanes) {
-        const Parameter<V2> parameter(V2::load(epsilon + i));
+      for (; i + Wide::kLanes <= columns; i += Wide::kLanes) {
+        const Parameter<Wide> parameter(Wide::load(epsilon + i));
         for (int64_t j = begin + i; j < end; j += stride)
-          F::template value<P>(V2::load(x + j), parameter).store(y + j);
+          F::template value<P>(Wide::load(x + j), parameter).store(y + j);
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
@@ -111,22 +117,22 @@ class Loops {
 
   template <bool kInput, bool kParameter, bool kStream>
   static double backward_run(const S* g, const S* x, Real epsilon, S* gx, int64_t numel) {
-    const Parameter<V2> parameter2{V2(epsilon)};
+    const Parameter<WideSlopes> wide_parameter{WideSlopes(epsilon)};
     const Parameter<V> parameter{V(epsilon)};
-    double lanes[V2::kLanes] = {};
+    double lanes[WideSlopes::kLanes] = {};
     for (int64_t i = 0; i < numel;) {
       const int64_t end = numel - i < kBlock ? numel : i + kBlock;
-      V2 sum2(0);
+      WideSlopes wide_sum(0);
       V sum(0);
-      for (; i + V2::kLanes <= end; i += V2::kLanes) {
-        const V2 grad = V2::load(g + i);
-        const auto slopes = F::template slopes<P>(V2::load(x + i), parameter2);
+      for (; i + WideSlopes::kLanes <= end; i += WideSlopes::kLanes) {
+        const WideSlopes grad = Memory<WideSlopes>::load(g + i);
+        const auto slopes = F::template slopes<P>(Memory<WideSlopes>::load(x + i), wide_parameter);
         if constexpr (kStream) {
-          (grad * slopes.input).stream(gx + i);
+          Memory<WideSlopes>::stream(grad * slopes.input, gx + i);
         } else if constexpr (kInput) {
-          (grad * slopes.input).store(gx + i);
+          Memory<WideSlopes>::store(grad * slopes.input, gx + i);
         }
-        sum2 = fma(grad, slopes.parameter, sum2);
+        wide_sum = fma(grad, slopes.parameter, wide_sum);
       }
       for (; i < end;
            i += V::kLanes) {  // the last block's tail: absent lanes read zeros and add zeros
@@ -137,7 +143,7 @@ class Loops {
         sum = fma(grad, slopes.parameter, sum);
       }
       if constexpr (kParameter) {
-        accumulate(sum2, lanes, V2::kLanes);
+        accumulate(wide_sum, lanes, WideSlopes::kLanes);
         accumulate(sum, lanes, V::kLanes);
       }
     }
@@ -168,16 +174,16 @@ class Loops {
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
       int64_t i = 0;
-      for (; i + V2::kLanes <= columns; i += V2::kLanes) {
-        const Parameter<V2> parameter(V2::load(epsilon + i));
-        V2 sum(0);
+      for (; i + WideSlopes::kLanes <= columns; i += WideSlopes::kLanes) {
+        const Parameter<WideSlopes> parameter(WideSlopes::load(epsilon + i));
+        WideSlopes sum(0);
         for (int64_t j = begin + i; j < end; j += stride) {
-          const V2 grad = V2::load(g + j);
-          const auto slopes = F::template slopes<P>(V2::load(x + j), parameter);
+          const WideSlopes grad = WideSlopes::load(g + j);
+          const auto slopes = F::template slopes<P>(WideSlopes::load(x + j), parameter);
           if constexpr (kInput) (grad * slopes.input).store(gx + j);
           sum = fma(grad, slopes.parameter, sum);
         }
-        if constexpr (kParameter) accumulate(sum, sums + i, V2::kLanes);
+        if constexpr (kParameter) accumulate(sum, sums + i, WideSlopes::kLanes);
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
@@ -205,14 +211,16 @@ class Loops {
 /// The tables of one instruction set: its float and double vocabularies.
 template <class F, class V32, class V64>
 struct Tables {
-  // Where float is computed in double, float itself shows only half of the computation's bits.
-  static constexpr Precision kFloat =
-      sizeof(typename V32::real) == 4 ? Precision::kFull : Precision::kHalf;
+  // Where float is computed in double, it shows but half of the computation's bits.
+  static constexpr bool kDouble = sizeof(typename V32::real) == sizeof(double);
+  static constexpr Precision kFloat = kDouble ? Precision::kHalf : Precision::kFull;
   static constexpr Kernels kernels[kStorages] = {
       Loops<F, V32, kFloat, float>::kernels(),
       Loops<F, V64, Precision::kFull, double>::kernels(),
       Loops<F, V32, Precision::kHalf, BFloat16>::kernels(),
-      Loops<F, V32, Precision::kHalf, Half>::kernels(),
+      // float16 has the same fixed spacing of 2^-24 near 0 for every size of the terms: where they
+      // cancel, it shows all of a float's bits.
+      Loops<F, V32, kFloat, Half>::kernels(),
   };
 };
 

@@ -13,7 +13,38 @@ struct PairOf {
 };
 
 template <class V>
+struct Pair;
+
+/// Two vectors' worth of elements to and from memory in whatever order of lanes is cheapest, the
+/// same both ways. A vocabulary may know a better one for a stored type.
+template <class V, class S>
+struct AnyOrder {
+  static CRRELU_INLINE Pair<V> load(const S* p) { return Pair<V>::load(p); }
+  static CRRELU_INLINE void store(Pair<V> x, S* p) { x.store(p); }
+  static CRRELU_INLINE void stream(Pair<V> x, S* p) {
+    x.a.stream(p);
+    x.b.stream(p + V::kLanes);
+  }
+};
+template <class V, class S>
+struct AnyOrder<Pair<V>, S> {
+  using Half = AnyOrder<V, S>;
+  static CRRELU_INLINE Pair<Pair<V>> load(const S* p) {
+    return {Half::load(p), Half::load(p + Pair<V>::kLanes)};
+  }
+  static CRRELU_INLINE void store(Pair<Pair<V>> x, S* p) {
+    Half::store(x.a, p);
+    Half::store(x.b, p + Pair<V>::kLanes);
+  }
+  static CRRELU_INLINE void stream(Pair<Pair<V>> x, S* p) {
+    Half::stream(x.a, p);
+    Half::stream(x.b, p + Pair<V>::kLanes);
+  }
+};
+
+template <class V>
 struct Pair {
+  using Half = V;
   using real = typename V::real;
   using Mask = PairOf<typename V::Mask>;
   static constexpr int kLanes = 2 * V::kLanes;
@@ -24,11 +55,11 @@ struct Pair {
   explicit CRRELU_INLINE Pair(real x) : a(x), b(x) {}
 
   static CRRELU_INLINE Pair shifter() { return {V::shifter(), V::shifter()}; }
+  static CRRELU_INLINE Pair fraction(Pair x) { return {V::fraction(x.a), V::fraction(x.b)}; }
   template <Precision P>
-  static CRRELU_INLINE Sum<Pair> exp_reduced(Pair shifted, Pair r) {
-    const Sum<V> x = V::template exp_reduced<P>(shifted.a, r.a),
-                 y = V::template exp_reduced<P>(shifted.b, r.b);
-    return {{x.high, y.high}, {x.low, y.low}};
+  static CRRELU_INLINE Significand<P, Pair> exp_reduced(Pair shifted, Pair r) {
+    return pair(V::template exp_reduced<P>(shifted.a, r.a),
+                V::template exp_reduced<P>(shifted.b, r.b));
   }
   template <class S>
   static CRRELU_INLINE Pair load(const S* p) {
@@ -39,10 +70,11 @@ struct Pair {
     a.store(p);
     b.store(p + V::kLanes);
   }
-  template <class S>
-  CRRELU_INLINE void stream(S* p) const {
-    a.stream(p);
-    b.stream(p + V::kLanes);
+
+ private:
+  static CRRELU_INLINE Pair pair(V a, V b) { return {a, b}; }
+  static CRRELU_INLINE Sum<Pair> pair(Sum<V> a, Sum<V> b) {
+    return {{a.high, b.high}, {a.low, b.low}};
   }
 };
 
@@ -73,6 +105,10 @@ CRRELU_INLINE Pair<V> min(Pair<V> x, Pair<V> y) {
 template <class V>
 CRRELU_INLINE Pair<V> max(Pair<V> x, Pair<V> y) {
   return {max(x.a, y.a), max(x.b, y.b)};
+}
+template <class V>
+CRRELU_INLINE bool all_less(Pair<V> x, typename V::real limit) {
+  return all_less(max(x.a, x.b), limit);
 }
 template <class V>
 CRRELU_INLINE typename Pair<V>::Mask greater(Pair<V> x, Pair<V> y) {

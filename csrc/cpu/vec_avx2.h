@@ -3,18 +3,14 @@
 #pragma once
 
 #include "../crrelu_math.h"
+#include "powers.h"
 #include "storage.h"
 
 namespace crrelu {
 namespace {
 
-/// 2^(j/8), j = 0..7: one permute looks up all lanes; and what rounding took from them.
-alignas(32) constexpr float kExp2Table8f[8] = {0x1.000000p+0f, 0x1.172b84p+0f, 0x1.306fe0p+0f,
-                                               0x1.4bfdaep+0f, 0x1.6a09e6p+0f, 0x1.8ace54p+0f,
-                                               0x1.ae89fap+0f, 0x1.d5818ep+0f};
-alignas(32) constexpr float kExp2Table8fLow[8] = {
-    0x0.000000p+0f,  -0x1.c15742p-27f, 0x1.4636e2p-25f,  -0x1.593abcp-25f,
-    0x1.9fcef4p-26f, 0x1.15506ep-27f,  -0x1.a94b14p-26f, -0x1.822dbcp-27f};
+constexpr auto kTable = table<uint32_t, 8, 20>(kPowers);
+constexpr auto kTableLow = table<uint32_t, 8, 20>(kPowersLow);
 
 struct Float32x8 {
   using real = float;
@@ -27,8 +23,12 @@ struct Float32x8 {
   explicit CRRELU_INLINE Float32x8(float x) : v(_mm256_set1_ps(x)) {}
 
   static CRRELU_INLINE Float32x8 shifter() { return Float32x8(0x1.8p20f); }
+  static CRRELU_INLINE Float32x8 fraction(Float32x8 shifted) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(7)));
+  }
   template <Precision P>
-  static CRRELU_INLINE Sum<Float32x8> exp_reduced(Float32x8 shifted, Float32x8 r);
+  static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 shifted, Float32x8 r);
 
   static CRRELU_INLINE Float32x8 load(const float* p) { return _mm256_loadu_ps(p); }
   static CRRELU_INLINE Float32x8 load(const BFloat16* p) {
@@ -78,12 +78,8 @@ struct Float32x8 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
   CRRELU_INLINE __m128i narrow(const BFloat16*) const {
-    // To nearest even by integers. No NaN needs care: those that 16-bit inputs and a quieted
-    // epsilon give have 16 low zero bits, and so nothing carries.
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    // To nearest, ties away from zero, as vec_avx512.h says; no NaN needs care there or here.
+    const __m256i rounded = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x8000));
     const __m256i high = _mm256_srli_epi32(rounded, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   }
@@ -100,8 +96,9 @@ struct Float64x4 {
   explicit CRRELU_INLINE Float64x4(double x) : v(_mm256_set1_pd(x)) {}
 
   static CRRELU_INLINE Float64x4 shifter() { return Float64x4(0x1.8p52); }
+  static CRRELU_INLINE Float64x4 fraction(Float64x4) { return _mm256_setzero_pd(); }
   template <Precision P>
-  static CRRELU_INLINE Sum<Float64x4> exp_reduced(Float64x4 shifted, Float64x4 r);
+  static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 shifted, Float64x4 r);
 
   static CRRELU_INLINE Float64x4 load(const double* p) { return _mm256_loadu_pd(p); }
   static CRRELU_INLINE Float64x4 load(const double* p, int count) {
@@ -127,6 +124,9 @@ struct Float64x4 {
   CRRELU_INLINE V min(V a, V b) { return _mm256_min_##ps(a.v, b.v); }                 \
   CRRELU_INLINE V max(V a, V b) { return _mm256_max_##ps(a.v, b.v); }                 \
   CRRELU_INLINE V greater(V a, V b) { return _mm256_cmp_##ps(a.v, b.v, _CMP_GT_OQ); } \
+  CRRELU_INLINE bool all_less(V a, V::real limit) {                                   \
+    return _mm256_movemask_##ps(_mm256_cmp_##ps(a.v, V(limit).v, _CMP_NLT_UQ)) == 0;  \
+  }                                                                                   \
   CRRELU_INLINE V select(V m, V a, V b) { return _mm256_blendv_##ps(b.v, a.v, m.v); }
 CRRELU_OPERATORS(Float32x8, ps)
 CRRELU_OPERATORS(Float64x4, pd)
@@ -154,26 +154,37 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
   return a * power_of_two(half) * power_of_two(whole - half);
 }
 
+// The sum with the shifter has the index in its low three bits, which the permutes read, and the
+// whole power above them. No table of doubles: a permute of them reaches only two lanes.
+CRRELU_INLINE Float32x8 power(const Table<uint32_t, 8>& table, Float32x8 shifted) {
+  const __m256i n = _mm256_castps_si256(shifted.v);
+  const __m256i entry =
+      _mm256_permutevar8x32_epi32(_mm256_load_si256((const __m256i*)table.bits), n);
+  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(n, 20)));
+}
+
 template <Precision P>
-CRRELU_INLINE Sum<Float32x8> Float32x8::exp_reduced(Float32x8 shifted, Float32x8 r) {
-  const __m256i j = _mm256_castps_si256(shifted.v);  // the permutes read its low three bits
-  const Float32x8 high = _mm256_permutevar8x32_ps(_mm256_load_ps(kExp2Table8f), j);
-  if constexpr (P == Precision::kHalf) {  // |r| <= ln(2)/8: relative error 7.0e-6
-    return {high, high * r * fma(r, Float32x8(0x1.00052p-3f), Float32x8(-0x1.000a4p-1f))};
-  } else {  // 2.43e-10
-    const Float32x8 rounded_off = _mm256_permutevar8x32_ps(_mm256_load_ps(kExp2Table8fLow), j);
-    Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));
-    p = fma(p, r, Float32x8(0x1p-3f));
-    p = fma(p, r, Float32x8(-0x1p-1f));
-    return {high, fma(high * r, p, rounded_off)};
+CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 shifted, Float32x8 r) {
+  const Float32x8 high = power(kTable, shifted);
+  if constexpr (P == Precision::kFull) {
+    Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));  // 2.4e-10
+    p = fma(p, r, Float32x8(0.125f));
+    p = fma(p, r, Float32x8(-0.5f));
+    return {high, fma(high * r, p, power(kTableLow, shifted))};
+  } else {
+    Float32x8 p = fma(r, Float32x8(-0x1.555b7cp-6f), Float32x8(0x1.0007bp-3f));  // 3.8e-8
+    p = fma(p, r, Float32x8(-0.5f));
+    return fma(high * r, p, high);
   }
 }
 
 template <Precision P>
-CRRELU_INLINE Sum<Float64x4> Float64x4::exp_reduced(Float64x4, Float64x4 r) {
-  Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37),
-                    Float64x4(0x1.28a2ca617b969p-32));  // |r| <= ln 2: 9.9e-18
-  p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));
+CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 shifted, Float64x4 r) {
+  const __m256i one = _mm256_castpd_si256(_mm256_set1_pd(1));
+  const Float64x4 power = _mm256_castsi256_pd(
+      _mm256_add_epi64(one, _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52)));
+  Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37), Float64x4(0x1.28a2ca617b969p-32));
+  p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));  // 9.9e-18
   p = fma(p, r, Float64x4(0x1.a019a6611cad5p-24));
   p = fma(p, r, Float64x4(-0x1.a01a01abe7fe1p-20));
   p = fma(p, r, Float64x4(0x1.6c16c17f46982p-16));
@@ -182,7 +193,7 @@ CRRELU_INLINE Sum<Float64x4> Float64x4::exp_reduced(Float64x4, Float64x4 r) {
   p = fma(p, r, Float64x4(-0x1.5555555555557p-6));
   p = fma(p, r, Float64x4(0x1.0000000000005p-3));
   p = fma(p, r, Float64x4(-0.5));
-  return {Float64x4(1), p * r};
+  return {power, power * r * p};
 }
 
 }  // namespace

@@ -30,8 +30,9 @@ struct Float64x1 {
   explicit CRRELU_INLINE Float64x1(double v) : v(v) {}
 
   static CRRELU_INLINE Float64x1 shifter() { return Float64x1(0x1.8p52); }
+  static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
   template <Precision P>
-  static CRRELU_INLINE Sum<Float64x1> exp_reduced(Float64x1 shifted, Float64x1 r);
+  static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 shifted, Float64x1 r);
 
   static CRRELU_INLINE Float64x1 load(const double* p) { return Float64x1(*p); }
   static CRRELU_INLINE Float64x1 load(const float* p) { return Float64x1(*p); }
@@ -51,7 +52,7 @@ struct Float64x1 {
   CRRELU_INLINE void store(float* p) const { *p = static_cast<float>(v); }
   CRRELU_INLINE void store(BFloat16* p) const {
     const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(v));
-    p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x8000) >> 16);
   }
   CRRELU_INLINE void store(Half* p) const {
     const float value = static_cast<float>(v);
@@ -94,6 +95,7 @@ CRRELU_INLINE Float64x1 fma(Float64x1 a, Float64x1 b, Float64x1 c) {
 }
 CRRELU_INLINE Float64x1 min(Float64x1 a, Float64x1 b) { return a.v < b.v ? a : b; }
 CRRELU_INLINE Float64x1 max(Float64x1 a, Float64x1 b) { return a.v > b.v ? a : b; }
+CRRELU_INLINE bool all_less(Float64x1 a, double limit) { return a.v < limit; }
 CRRELU_INLINE bool greater(Float64x1 a, Float64x1 b) { return a.v > b.v; }
 CRRELU_INLINE Float64x1 select(bool m, Float64x1 a, Float64x1 b) { return m ? a : b; }
 
@@ -105,16 +107,20 @@ CRRELU_INLINE Float64x1 ldexp(Float64x1 a, Float64x1 n) {
 }
 
 template <Precision P>
-CRRELU_INLINE Sum<Float64x1> Float64x1::exp_reduced(Float64x1, Float64x1 reduced) {
+CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 shifted,
+                                                               Float64x1 reduced) {
+  const double power =
+      bit_cast<double>(bit_cast<uint64_t>(1.0) + (bit_cast<uint64_t>(shifted.v) << 52));
   const double r = reduced.v;  // |r| <= ln 2
   double p;
-  if constexpr (P == Precision::kHalf) {  // relative error of exp 1.1e-10
+  if constexpr (P == Precision::kHalf) {  // relative error 1.1e-10
     p = -0x1.a15179d80ae96p-20;
     p = p * r + 0x1.6d7543e4127b8p-16;
     p = p * r - 0x1.1110c632a3088p-12;
     p = p * r + 0x1.5554accfdb593p-9;
     p = p * r - 0x1.55555567532adp-6;
     p = p * r + 0x1.000000287f871p-3;
+    return Float64x1(power + power * r * (p * r - 0.5));
   } else {  // 9.9e-18
     p = -0x1.af4de97ca4194p-37;
     p = p * r + 0x1.28a2ca617b969p-32;
@@ -126,8 +132,8 @@ CRRELU_INLINE Sum<Float64x1> Float64x1::exp_reduced(Float64x1, Float64x1 reduced
     p = p * r + 0x1.55555555520a4p-9;
     p = p * r - 0x1.5555555555557p-6;
     p = p * r + 0x1.0000000000005p-3;
+    return {Float64x1(power), Float64x1(power * r * (p * r - 0.5))};
   }
-  return {Float64x1(1), Float64x1((p * r - 0.5) * r)};
 }
 
 }  // namespace
