@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from crrelu_ext import reference
 from crrelu_ext._ops import _C
@@ -37,6 +38,8 @@ def crrelu(
     """
     if out is not None:
         return _write(input, epsilon, channel_dim, out)
+    if is_compiling():  # show torch.compile the formula: it fuses that with what stands around it
+        return reference.crrelu(input, epsilon, channel_dim=channel_dim)
     return _crrelu(input, epsilon, channel_dim)
 
 

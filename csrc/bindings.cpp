@@ -1,6 +1,8 @@
 // The Python module _C: the fast entry to the operators, and what was built.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/python_numbers.h>
 #include <torch/extension.h>
 
 #include <algorithm>
@@ -31,11 +33,18 @@ py::object torch_op(const char* name) {
   return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr(name);
 }
 
-py::object crrelu(py::handle input, py::handle epsilon, int64_t channel_dim) {
+/// crrelu(input, epsilon, channel_dim). A plain CPython function: pybind11's own reading of
+/// arguments costs more than all the rest of a call on a small tensor.
+PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 3, "crrelu: takes input, epsilon, channel_dim; given are ", count,
+                   " arguments");
+  const py::handle input(arguments[0]), epsilon(arguments[1]);
+  const int64_t channel_dim = THPUtils_unpackLong(arguments[2]);
   if (!plain({input, epsilon})) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
-    return torch_op("crrelu")(input, epsilon, channel_dim);
+    return torch_op("crrelu")(input, epsilon, channel_dim).release().ptr();
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor output;
@@ -43,8 +52,13 @@ py::object crrelu(py::handle input, py::handle epsilon, int64_t channel_dim) {
     py::gil_scoped_release no_gil;
     output = crrelu_op().call(x, e, channel_dim);
   }
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output)));
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
 }
+
+PyMethodDef crrelu_def = {"crrelu",
+                          reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(crrelu)),
+                          METH_FASTCALL, nullptr};
 
 // Without gradients and with a buffer at hand there is no hurry: these go the general way.
 py::object crrelu_out(py::handle input, py::handle epsilon, int64_t channel_dim, py::handle out) {
@@ -64,7 +78,8 @@ std::vector<std::string> isa_available() {
 }  // namespace crrelu
 
 PYBIND11_MODULE(_C, m) {
-  m.def("crrelu", crrelu::crrelu);
+  m.attr("crrelu") =
+      py::reinterpret_steal<py::object>(PyCFunction_New(&crrelu::crrelu_def, nullptr));
   m.def("crrelu_out", crrelu::crrelu_out);
   m.def("isa_available", crrelu::isa_available,
         "The instruction sets of this build that this processor has.");
