@@ -5,11 +5,12 @@ TORCH ?= 2.13.0
 VENV ?= .venv
 
 PY := $(VENV)/bin/python
+JOBS := $(or $(MAX_JOBS),$(shell nproc))
 # Of a build in this tree there is one, so one stamp: which environment and which torch it is for.
 BUILT := build/.built-$(notdir $(VENV))-$(TORCH)
 MATRIX := .venv-matrix-$(TORCH)$(if $(filter command environment,$(origin CXX)),-$(notdir $(CXX)))
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-BUILD_FILES := setup.py pyproject.toml build_backend/installed_torch.py $(CXX_FILES)
+CXX_FILES := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_FILES := setup.py pyproject.toml build_backend/installed_torch.py $(filter csrc/%,$(CXX_FILES))
 
 .PHONY: help test bench bench-quick exhaustive lint format ctest ctest-aarch64 sdist-check \
 	install-matrix matrix clean
@@ -19,7 +20,7 @@ help:
 	@echo 'make test            build in .venv and run the tests'
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
-	@echo 'make exhaustive      all 2^32 float32 inputs against float64'
+	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
 	@echo 'make ctest           C++ test of the torch-free kernels, and the libtorch example'
 	@echo 'make ctest-aarch64   the C++ test, cross-compiled for aarch64 and run under qemu'
 	@echo 'make lint            ruff, mypy, clang-format; make format applies what can be applied'
@@ -32,13 +33,13 @@ help:
 
 $(VENV)/.torch-$(TORCH):
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install torch==$(TORCH)
+	$(PY) -m pip install --upgrade torch==$(TORCH) setuptools ninja
 	rm -f $(VENV)/.torch-*
 	touch $@
 
 $(BUILT): $(VENV)/.torch-$(TORCH) $(BUILD_FILES)
 	rm -f build/.built-*
-	$(PY) -m pip install -e '.[dev]'
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --no-build-isolation -e '.[dev]'
 	touch $@
 
 test: $(BUILT)
@@ -50,8 +51,9 @@ bench: $(BUILT)
 bench-quick: $(BUILT)
 	$(PY) -m benchmarks --quick
 
-exhaustive: $(BUILT)
-	$(PY) -m tests.exhaustive
+exhaustive: build/cmake/CMakeCache.txt
+	$(VENV)/bin/cmake --build build/cmake --parallel $(JOBS) --target exhaustive
+	build/cmake/exhaustive
 
 lint: $(BUILT)
 	$(PY) -m ruff check
@@ -64,18 +66,20 @@ format: $(BUILT)
 	$(PY) -m ruff format
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-ctest: $(BUILT)
-	$(VENV)/bin/cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release \
+build/cmake/CMakeCache.txt: $(BUILT)
+	$(VENV)/bin/cmake -S . -B build/cmake \
 		-DCMAKE_PREFIX_PATH="$$($(PY) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
-	$(VENV)/bin/cmake --build build/cmake --parallel $(MAX_JOBS)
+
+ctest: build/cmake/CMakeCache.txt
+	$(VENV)/bin/cmake --build build/cmake --parallel $(JOBS)
 	$(VENV)/bin/ctest --test-dir build/cmake --output-on-failure
 
 ctest-aarch64: $(BUILT)
-	$(VENV)/bin/cmake -S . -B build/cmake-aarch64 -DCMAKE_BUILD_TYPE=Release \
+	$(VENV)/bin/cmake -S . -B build/cmake-aarch64 \
 		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 		-DCMAKE_CROSSCOMPILING_EMULATOR='qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
-	$(VENV)/bin/cmake --build build/cmake-aarch64 --parallel $(MAX_JOBS)
+	$(VENV)/bin/cmake --build build/cmake-aarch64 --parallel $(JOBS)
 	$(VENV)/bin/ctest --test-dir build/cmake-aarch64 --output-on-failure
 
 install-matrix: $(BUILT)
@@ -86,7 +90,7 @@ sdist-check: $(BUILT)
 
 # An unpacked sdist, so that this tree's build is left alone (a build in place belongs to one torch).
 matrix:
-	rm -rf $(MATRIX)/source
+	rm -rf $(MATRIX)/source $(MATRIX)/*.tar.gz
 	mkdir -p $(MATRIX)/source
 	$(PYTHON) -m venv $(MATRIX)/venv
 	$(MATRIX)/venv/bin/python -m pip install build

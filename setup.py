@@ -14,11 +14,12 @@ import shutil
 import subprocess
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-HEADERS = glob("csrc/**/*.*h", recursive=True)
+HEADERS = glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True)
 CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
 FLAGS = ["-O3", "-g0"]  # nothing of this machine's: ISA code names its target in the source
@@ -69,8 +70,8 @@ def cuda_arch_list() -> str:
     return "8.0;9.0;10.0+PTX"
 
 
-def native_build() -> dict[str, object]:
-    """setup()'s arguments for the native library."""
+def native_build() -> dict[str, Any]:
+    """The extension and its build command, as arguments of setup()."""
     import torch
 
     force_cuda = os.environ.get("FORCE_CUDA", "")
@@ -116,8 +117,8 @@ def native_build() -> dict[str, object]:
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
 
 
-arguments: dict[str, object] = {"cmdclass": {}}
-# Without torch there can only be an sdist: the build backend has refused everything else.
+arguments: dict[str, Any] = {"cmdclass": {}}
+# Where torch is missing an sdist is made, or nothing: the build backend refuses the rest.
 if os.environ.get("CRRELU_EXT_NO_NATIVE") != "1" and importlib.util.find_spec("torch"):
     arguments = native_build()
 arguments["cmdclass"]["build_py"] = BuildPython

@@ -1,0 +1,32 @@
+"""How a case is timed."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from timeit import timeit
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from .cases import Case
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="fewer sizes, fewer rounds")
+
+
+@pytest.fixture
+def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+    """Times one case: rounds of about a millisecond, as many as fit its share of the time."""
+    seconds = 0.03 if request.config.getoption("quick") else 0.15
+
+    def run(case: Case) -> None:
+        call = case.bind()
+        call()  # compiles, starts the threads, touches the memory
+        once = timeit(call, number=3) / 3
+        iterations = max(1, round(1e-3 / once))
+        rounds = max(3, round(seconds / (once * iterations)))
+        benchmark.group = str(case).rpartition(",")[0]  # rivals side by side
+        benchmark.extra_info |= asdict(case)
+        benchmark.pedantic(call, iterations=iterations, rounds=rounds)
+
+    return run

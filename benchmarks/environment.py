@@ -1,0 +1,47 @@
+"""What a measurement ran on."""
+
+import os
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+
+import cpuinfo
+import torch
+
+import crrelu_ext
+
+
+def describe(program: str) -> dict[str, str]:
+    """The facts that a figure needs beside it, in the order in which to print them.
+
+    ``program`` is how this process was started, without its arguments.
+    """
+    info = crrelu_ext.build_info()
+    facts = {
+        "command": shlex.join([*program.split(), *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "processor": f"{cpuinfo.get_cpu_info()['brand_raw']}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
+        "crrelu_ext": f"{info['version']}, ISA {info['isa']}",
+        "torch": f"{torch.__version__}, ISA {torch.backends.cpu.get_cpu_capability()}",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "huge pages": _transparent_huge_pages(),
+        "load before": f"{os.getloadavg()[0]:.1f} processes",
+    }
+    if not info["native"]:
+        facts["crrelu_ext"] = f"{info['version']}, NOT NATIVE: CRReLU is the composed formula here"
+    if torch.cuda.is_available():
+        facts["GPU"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _transparent_huge_pages() -> str:
+    """What the kernel does about them: it decides what a fresh large tensor costs."""
+    try:
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "unknown"
+    return modes.partition("[")[2].partition("]")[0]

@@ -1,0 +1,216 @@
+"""A result depends on its own input alone: not on where it lies, nor on what lies beside it.
+
+All comparisons are of bits, so of NaNs and of the signs of zeros too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import crrelu_ext
+
+from .evaluation import evaluate
+
+OFFSETS, LENGTHS = range(65), range(131)
+EPSILON = torch.tensor([-0.7])
+MARK = 7.25  # fills what must not be written to
+LARGE = 32 << 20  # bytes; the kernels write outputs from here on past the caches
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+
+
+def special(dtype: torch.dtype) -> Tensor:
+    """Numbers that may take paths of their own, and some that do not."""
+    info = torch.finfo(dtype)
+    tiny = info.smallest_normal
+    return torch.tensor(
+        [0, -0.0, torch.inf, -torch.inf, torch.nan, info.max, -info.max, tiny, -tiny * info.eps]
+        + [0.5, 1, -1, 2, 7.5, 8.5, -8.5, 13.2, -13.2, 20.5, -21, 30, 39, -56],  # noqa: RUF005
+        dtype=torch.float64,
+    ).to(dtype)
+
+
+def mixture(dtype: torch.dtype, numel: int, seed: int = 0) -> Tensor:
+    """Random numbers, one in four of them a special one."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (2 * torch.randn(numel, generator=generator, dtype=torch.float64)).to(dtype)
+    at = torch.randperm(numel, generator=generator)[: numel // 4]
+    choices = special(dtype)
+    x[at] = choices[torch.randint(len(choices), at.shape, generator=generator)]
+    return x
+
+
+class Alone:
+    """What each of some inputs gives when it is a tensor's only element, and all of them at once."""
+
+    def __init__(self, dtype: torch.dtype, device: str = "cpu", numel: int = 200) -> None:
+        self.input = mixture(dtype, numel).to(device)
+        self.grad_output = mixture(dtype, numel, seed=1).to(device)
+        self.epsilon = EPSILON.to(device)
+        each = [
+            evaluate(self.input[i : i + 1], self.epsilon, self.grad_output[i : i + 1])
+            for i in range(numel)
+        ]
+        self.output = torch.cat([results.output for results in each])
+        self.grad_input = torch.cat([results.grad_input for results in each])
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[torch.dtype, str], Alone]:
+    known: dict[tuple[torch.dtype, str], Alone] = {}
+
+    def get(dtype: torch.dtype, device: str) -> Alone:
+        if (dtype, device) not in known:
+            known[dtype, device] = Alone(dtype, device)
+        return known[dtype, device]
+
+    return get
+
+
+Get = Callable[[torch.dtype, str], Alone]
+
+
+def test_output_at_any_offset_and_length(alone: Get, dtype: torch.dtype, device: str) -> None:
+    a = alone(dtype, device)
+    expected = bits(a.output)
+    for offset in OFFSETS:
+        for length in LENGTHS:
+            here = slice(offset, offset + length)
+            output = crrelu_ext.crrelu(a.input[here], a.epsilon)
+            assert torch.equal(bits(output), expected[here]), here
+
+
+def test_gradient_at_any_offset_and_length(alone: Get, dtype: torch.dtype, device: str) -> None:
+    """grad_output lies at other offsets than the input."""
+    a = alone(dtype, device)
+    expected = bits(a.grad_input)
+    buffer = torch.empty(200, dtype=dtype, device=device)
+    for offset in OFFSETS:
+        for length in LENGTHS:
+            here = slice(offset, offset + length)
+            grad_output = buffer[7 * offset % 65 :][:length].copy_(a.grad_output[here])
+            grad_input = evaluate(a.input[here], a.epsilon, grad_output).grad_input
+            assert torch.equal(bits(grad_input), expected[here]), here
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_writes_at_any_offset_and_length(
+    alone: Get, dtype: torch.dtype, device: str, in_place: bool
+) -> None:
+    """out= and in place: the same bits as alone, and nothing beside them."""
+    a = alone(dtype, device)
+    for offset in OFFSETS:
+        for length in LENGTHS[:: 1 if offset < 4 else 13]:
+            buffer = torch.full((256,), MARK, dtype=dtype, device=device)
+            expected = buffer.clone()
+            expected[offset : offset + length] = a.output[:length]
+            target = buffer[offset : offset + length]
+            if in_place:
+                target.copy_(a.input[:length])
+                crrelu_ext.crrelu_(target, a.epsilon)
+            else:
+                crrelu_ext.crrelu(a.input[:length], a.epsilon, out=target)
+            assert torch.equal(bits(buffer), bits(expected)), (offset, length)
+
+
+@pytest.mark.parametrize("one_in", [2, 8, 32, 128])
+def test_random_neighbours(alone: Get, dtype: torch.dtype, device: str, one_in: int) -> None:
+    """So many of the elements are special numbers."""
+    a = alone(dtype, device)
+    generator = torch.Generator().manual_seed(one_in)
+    ordinary = (a.input.cpu().abs() - 1).abs().argsort()[:64]  # by their distance from ±1
+    which = ordinary[torch.randint(64, (100_000,), generator=generator)]
+    anything = torch.randint(len(a.input), which.shape, generator=generator)
+    which = torch.where(torch.rand(which.shape, generator=generator) < 1 / one_in, anything, which)
+    which = which.to(device)
+    results = evaluate(a.input[which], a.epsilon, a.grad_output[which])
+    assert torch.equal(bits(results.output), bits(a.output[which]))
+    assert torch.equal(bits(results.grad_input), bits(a.grad_input[which]))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_one_among_others(dtype: torch.dtype, device: str, per_channel: bool) -> None:
+    """Each special number, at each place of 64, among as many of each other one."""
+    numbers = special(dtype).to(device)
+    each = [evaluate(number[None], EPSILON.to(device)) for number in numbers]
+    output = torch.cat([results.output for results in each])
+    grad_input = torch.cat([results.grad_input for results in each])
+    count = len(numbers)
+    index = torch.arange(count, device=device)
+    one, others = index.reshape(count, 1, 1, 1), index.reshape(count, 1, 1)
+    at = torch.eye(64, dtype=torch.bool, device=device)
+    which = torch.where(at, one, others).reshape(-1, 64)
+    epsilon = EPSILON.to(device).repeat(64 if per_channel else 1)
+    results = evaluate(numbers[which], epsilon)
+    assert torch.equal(bits(results.output), bits(output[which]))
+    assert torch.equal(bits(results.grad_input), bits(grad_input[which]))
+
+
+@pytest.mark.parametrize("wanted", ["input", "both"])
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"),
+    # Channels that lie next to each other, few rows and many; in short runs; in long runs.
+    [((9, n), 1) for n in (1, 2, 3, 8, 15, 16, 17, 31, 33, 63, 64, 65, 129, 523)]
+    + [((700, 3), 1), ((3, 700), 0), ((2, 5, 7), 1), ((3, 64, 49), 1), ((2, 3, 1000), 1)],
+)
+def test_epsilon_per_channel(
+    alone: Get,
+    dtype: torch.dtype,
+    device: str,
+    shape: tuple[int, ...],
+    channel_dim: int,
+    wanted: str,
+) -> None:
+    """Elements that have epsilons of their own give the same as with this epsilon for all."""
+    a = alone(dtype, device)
+    index = torch.arange(torch.Size(shape).numel(), device=device).reshape(shape) % len(a.input)
+    epsilon = a.epsilon.repeat(shape[channel_dim]).requires_grad_(wanted == "both")
+    input = a.input[index].requires_grad_()
+    output = crrelu_ext.crrelu(input, epsilon, channel_dim=channel_dim)
+    (grad_input,) = torch.autograd.grad(output, input, a.grad_output[index])
+    assert torch.equal(bits(output), bits(a.output[index]))
+    assert torch.equal(bits(grad_input), bits(a.grad_input[index]))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("form", ["fresh", "out", "in_place"])
+def test_large_output(alone: Get, dtype: torch.dtype, device: str, offset: int, form: str) -> None:
+    a = alone(dtype, device)
+    numel = LARGE // dtype.itemsize + 4567
+    repeats = numel // len(a.input) + 1
+    buffer = a.input.repeat(repeats)[: offset + numel]
+    input = buffer[offset:]
+    expected = bits(a.output.repeat(repeats)[offset : offset + numel])
+    if form == "fresh":
+        output = crrelu_ext.crrelu(input, a.epsilon)
+    elif form == "in_place":
+        output = crrelu_ext.crrelu_(input, a.epsilon)
+        assert torch.equal(bits(buffer[:offset]), bits(a.input[:offset]))
+    else:
+        space = torch.full((offset + numel + 8,), MARK, dtype=dtype, device=device)
+        output = crrelu_ext.crrelu(input, a.epsilon, out=space[offset : offset + numel])
+        assert (space[:offset] == MARK).all()
+        assert (space[offset + numel :] == MARK).all()
+    assert torch.equal(bits(output), expected)
+
+
+@pytest.mark.parametrize("channels", [None, 3, 200])
+def test_large_gradient(alone: Get, dtype: torch.dtype, device: str, channels: int | None) -> None:
+    a = alone(dtype, device)
+    numel = LARGE // dtype.itemsize // 600 * 600 + 600 + (channels is None) * 17
+    repeats = numel // len(a.input) + 1
+    shape = {None: (numel,), 3: (1, 3, numel // 3), 200: (numel // 200, 200)}[channels]
+    results = evaluate(
+        a.input.repeat(repeats)[:numel].reshape(shape),
+        a.epsilon.repeat(channels or 1),
+        a.grad_output.repeat(repeats)[:numel].reshape(shape),
+    )
+    assert torch.equal(bits(results.output).flatten(), bits(a.output.repeat(repeats)[:numel]))
+    expected = bits(a.grad_input.repeat(repeats)[:numel])
+    assert torch.equal(bits(results.grad_input).flatten(), expected)
