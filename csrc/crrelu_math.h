@@ -15,7 +15,8 @@
 //
 // What V provides (cpu/vec_*.h): `real`, broadcast from it, + - *, fma(a, b, c) = a*b + c, max and
 // min (the second operand where one is NaN), greater(a, b), select(mask, a, b), all_less(a, x),
-// ldexp(a, n) = a * 2^floor(n), and, for a vocabulary that tabulates 2^(j/k), j = 0..k-1,
+// false for NaN, ldexp(a, n) = a * 2^floor(n), and, for a vocabulary that tabulates 2^(j/k), j =
+// 0..k-1,
 //     shifter()                 which when added rounds to multiples of 1/k,
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
 //     exp_reduced<P>(shifted, r)  2^(shifted - shifter) * exp(-r/2) where that is a normal number.
@@ -131,7 +132,6 @@ struct Reduced {
   }
 };
 
-/// NaN may count either way: it comes out as NaN on both.
 template <class V>
 CRRELU_INLINE bool all_near(V x) {
   return all_less(x * x, Constants<typename V::real>::kNearSquare);

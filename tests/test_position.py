@@ -119,35 +119,33 @@ def test_writes_at_any_offset_and_length(
             assert torch.equal(bits(buffer), bits(expected)), (offset, length)
 
 
-@pytest.mark.parametrize("one_in", [2, 8, 32, 128])
-def test_random_neighbours(alone: Get, dtype: torch.dtype, device: str, one_in: int) -> None:
-    """So many of the elements are special numbers."""
-    a = alone(dtype, device)
-    generator = torch.Generator().manual_seed(one_in)
-    ordinary = (a.input.cpu().abs() - 1).abs().argsort()[:64]  # by their distance from ±1
-    which = ordinary[torch.randint(64, (100_000,), generator=generator)]
-    anything = torch.randint(len(a.input), which.shape, generator=generator)
-    which = torch.where(torch.rand(which.shape, generator=generator) < 1 / one_in, anything, which)
-    which = which.to(device)
-    results = evaluate(a.input[which], a.epsilon, a.grad_output[which])
-    assert torch.equal(bits(results.output), bits(a.output[which]))
-    assert torch.equal(bits(results.grad_input), bits(a.grad_input[which]))
+@pytest.mark.parametrize(
+    "two", [(torch.nan, -torch.inf), (torch.nan, 30), (torch.inf, -torch.inf), (-8.5, 13.2)], ids=str
+)
+def test_two_among_others(dtype: torch.dtype, device: str, two: tuple[float, float]) -> None:
+    """At every two places of 128: more than the kernels look at together."""
+    numbers = torch.tensor([0.5, *two], dtype=dtype, device=device)
+    each = [evaluate(number[None], EPSILON.to(device)) for number in numbers]
+    output = torch.cat([results.output for results in each])
+    grad_input = torch.cat([results.grad_input for results in each])
+    at = torch.eye(128, dtype=torch.uint8, device=device)
+    which = torch.maximum(at[:, None], 2 * at).long()
+    results = evaluate(numbers[which], EPSILON.to(device))
+    assert torch.equal(bits(results.output), bits(output[which]))
+    assert torch.equal(bits(results.grad_input), bits(grad_input[which]))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_one_among_others(dtype: torch.dtype, device: str, per_channel: bool) -> None:
-    """Each special number, at each place of 64, among as many of each other one."""
+    """Each special number, at each place of 128, among as many of each other one."""
     numbers = special(dtype).to(device)
     each = [evaluate(number[None], EPSILON.to(device)) for number in numbers]
     output = torch.cat([results.output for results in each])
     grad_input = torch.cat([results.grad_input for results in each])
-    count = len(numbers)
-    index = torch.arange(count, device=device)
-    one, others = index.reshape(count, 1, 1, 1), index.reshape(count, 1, 1)
-    at = torch.eye(64, dtype=torch.bool, device=device)
-    which = torch.where(at, one, others).reshape(-1, 64)
-    epsilon = EPSILON.to(device).repeat(64 if per_channel else 1)
-    results = evaluate(numbers[which], epsilon)
+    index = torch.arange(len(numbers), device=device)
+    at = torch.eye(128, dtype=torch.bool, device=device)
+    which = torch.where(at, index[:, None, None, None], index[:, None, None]).reshape(-1, 128)
+    results = evaluate(numbers[which], EPSILON.to(device).repeat(128 if per_channel else 1))
     assert torch.equal(bits(results.output), bits(output[which]))
     assert torch.equal(bits(results.grad_input), bits(grad_input[which]))
 

@@ -71,11 +71,14 @@ at::Tensor empty_output(const at::Tensor& like) {
   return output;
 }
 
-/// The tensor itself if it lies in memory just as `like` does, which has no gaps; else a copy that
-/// does.
+/// The tensor itself if its elements lie in memory just as those of `like`, which has no gaps; else
+/// a copy that does.
 at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides() && tensor.is_non_overlapping_and_dense()) return tensor;
-  return at::empty_like(like, like.options()).copy_(tensor);
+  for (int64_t dim = 0; dim < like.dim(); ++dim) {
+    if (like.size(dim) > 1 && tensor.stride(dim) != like.stride(dim))
+      return at::empty_like(like).copy_(tensor);
+  }
+  return tensor;
 }
 
 at::Tensor without_gaps(const at::Tensor& tensor) {

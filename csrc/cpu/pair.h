@@ -107,8 +107,12 @@ CRRELU_INLINE Pair<V> max(Pair<V> x, Pair<V> y) {
   return {max(x.a, y.a), max(x.b, y.b)};
 }
 template <class V>
+CRRELU_INLINE Pair<V> max_bits(Pair<V> x, Pair<V> y) {
+  return {max_bits(x.a, y.a), max_bits(x.b, y.b)};
+}
+template <class V>
 CRRELU_INLINE bool all_less(Pair<V> x, typename V::real limit) {
-  return all_less(max(x.a, x.b), limit);
+  return all_less(max_bits(x.a, x.b), limit);
 }
 template <class V>
 CRRELU_INLINE typename Pair<V>::Mask greater(Pair<V> x, Pair<V> y) {

@@ -132,6 +132,17 @@ CRRELU_OPERATORS(Float32x8, ps)
 CRRELU_OPERATORS(Float64x4, pd)
 #undef CRRELU_OPERATORS
 
+/// Of numbers without sign the larger, where NaN is larger than all.
+CRRELU_INLINE Float32x8 max_bits(Float32x8 a, Float32x8 b) {
+  return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
+}
+CRRELU_INLINE Float64x4 max_bits(Float64x4 a, Float64x4 b) {  // a NaN may have a sign
+  const __m256d sign = _mm256_set1_pd(-0.0);
+  const __m256d x = _mm256_andnot_pd(sign, a.v), y = _mm256_andnot_pd(sign, b.v);
+  const __m256i larger = _mm256_cmpgt_epi64(_mm256_castpd_si256(y), _mm256_castpd_si256(x));
+  return _mm256_blendv_pd(x, y, _mm256_castsi256_pd(larger));
+}
+
 /// 2^n for an integral n in the range of normal numbers: n + bias, moved to where the exponent is.
 CRRELU_INLINE Float32x8 power_of_two(Float32x8 n) {
   const Float32x8 biased = n + Float32x8(0x1.8p23f + 127);

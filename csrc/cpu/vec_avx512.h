@@ -179,6 +179,14 @@ CRRELU_OPERATORS(Float32x16, __mmask16, ps)
 CRRELU_OPERATORS(Float64x8, __mmask8, pd)
 #undef CRRELU_OPERATORS
 
+/// Of numbers without sign the larger, where NaN is larger than all.
+CRRELU_INLINE Float32x16 max_bits(Float32x16 a, Float32x16 b) {
+  return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
+}
+CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
+  return _mm512_castsi512_pd(_mm512_max_epu64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)));
+}
+
 // The sum with the shifter has the index in its low four bits, which the permutes read, and the
 // whole power above them.
 CRRELU_INLINE Float32x16 power(const Table<uint32_t, 16>& table, Float32x16 shifted) {

@@ -95,6 +95,9 @@ CRRELU_INLINE Float64x1 fma(Float64x1 a, Float64x1 b, Float64x1 c) {
 }
 CRRELU_INLINE Float64x1 min(Float64x1 a, Float64x1 b) { return a.v < b.v ? a : b; }
 CRRELU_INLINE Float64x1 max(Float64x1 a, Float64x1 b) { return a.v > b.v ? a : b; }
+CRRELU_INLINE Float64x1 max_bits(Float64x1 a, Float64x1 b) {
+  return a.v > b.v || std::isnan(a.v) ? a : b;
+}
 CRRELU_INLINE bool all_less(Float64x1 a, double limit) { return a.v < limit; }
 CRRELU_INLINE bool greater(Float64x1 a, Float64x1 b) { return a.v > b.v; }
 CRRELU_INLINE Float64x1 select(bool m, Float64x1 a, Float64x1 b) { return m ? a : b; }

@@ -157,6 +157,13 @@ struct Oracle {
     bump_slope.push_back(g == 0 ? 0 : (1 - wide) * (1 + wide) * g);
   }
 
+  /// Of a 16-bit type.
+  static Oracle all() {
+    Oracle oracle;
+    for (int bits = 0; bits < 0x10000; ++bits) oracle.add({static_cast<uint16_t>(bits)});
+    return oracle;
+  }
+
   /// Changes the sign of arguments that are positive: the bump is odd.
   void reflect() {
     for (size_t i = 0; i < x.size(); ++i) {
