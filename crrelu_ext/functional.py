@@ -57,5 +57,8 @@ else:
         return reference.crrelu(input, epsilon, channel_dim=channel_dim)
 
     def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
+        output = _crrelu(input, epsilon, channel_dim)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"crrelu: out is a {type(out).__name__}; allowed is a torch.Tensor")
         # torch's own out= resizes, casts and refuses overlap and gradients; times 1 changes nothing.
-        return torch.mul(_crrelu(input, epsilon, channel_dim), 1, out=out)
+        return torch.mul(output, 1, out=out)

@@ -37,7 +37,7 @@ def crrelu(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     if epsilon.numel() != 1:
         shape = [1] * input.dim()
         shape[channel_dim] = epsilon.numel()
-    near = x.clamp(-_FAR[dtype], _FAR[dtype])
+    near = x.masked_fill(x.abs() > _FAR[dtype], 0)  # NaN stays, also when this is differentiated
     bump = near * torch.exp(near * near * -0.5)
     return (torch.relu(x) + epsilon.to(dtype).reshape(shape) * bump).to(input.dtype)
 
@@ -49,6 +49,9 @@ def check_arguments(input: Tensor, epsilon: Tensor, channel_dim: int) -> None:
             raise TypeError(f"crrelu: {name} is a {type(tensor).__name__}; allowed is a torch.Tensor")
         if tensor.layout != torch.strided:
             raise ValueError(f"crrelu: {name} has layout {tensor.layout}; allowed is torch.strided")
+    if not isinstance(channel_dim, int):
+        given = type(channel_dim).__name__
+        raise TypeError(f"crrelu: channel_dim is a {given}; allowed is an int")
     if input.dtype not in DTYPES:
         raise TypeError(f"crrelu: input has dtype {input.dtype}; allowed are {DTYPES}")
     if epsilon.dtype not in (torch.float32, input.dtype):

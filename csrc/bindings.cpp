@@ -29,22 +29,30 @@ void check_tensor(py::handle argument, const char* name) {
                    "; allowed is a torch.Tensor");
 }
 
-py::object torch_op(const char* name) {
-  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr(name);
+int64_t channel_dim_of(py::handle argument) {
+  TORCH_CHECK_TYPE(THPUtils_checkLong(argument.ptr()), "crrelu: channel_dim is a ",
+                   Py_TYPE(argument.ptr())->tp_name, "; allowed is an int");
+  return THPUtils_unpackLong(argument.ptr());
 }
 
-/// crrelu(input, epsilon, channel_dim). A plain CPython function: pybind11's own reading of
-/// arguments costs more than all the rest of a call on a small tensor.
+py::object torch_op() {
+  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr("crrelu");
+}
+
+// Plain CPython functions: pybind11's own reading of arguments costs more than all the rest of a
+// call on a small tensor.
+
+/// crrelu(input, epsilon, channel_dim)
 PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 3, "crrelu: takes input, epsilon, channel_dim; given are ", count,
+  TORCH_CHECK_TYPE(count == 3, "crrelu: allowed are input, epsilon, channel_dim; given are ", count,
                    " arguments");
   const py::handle input(arguments[0]), epsilon(arguments[1]);
-  const int64_t channel_dim = THPUtils_unpackLong(arguments[2]);
+  const int64_t channel_dim = channel_dim_of(arguments[2]);
   if (!plain({input, epsilon})) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
-    return torch_op("crrelu")(input, epsilon, channel_dim).release().ptr();
+    return torch_op()(input, epsilon, channel_dim).release().ptr();
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor output;
@@ -56,16 +64,35 @@ PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef crrelu_def = {"crrelu",
-                          reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(crrelu)),
-                          METH_FASTCALL, nullptr};
+/// crrelu_out(input, epsilon, channel_dim, out)
+PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4, "crrelu: allowed are input, epsilon, channel_dim, out; given are ",
+                   count, " arguments");
+  const py::handle input(arguments[0]), epsilon(arguments[1]), out(arguments[3]);
+  const int64_t channel_dim = channel_dim_of(arguments[2]);
+  if (!plain({input, epsilon, out})) {
+    check_tensor(input, "input");
+    check_tensor(epsilon, "epsilon");
+    check_tensor(out, "out");
+    return torch_op()(input, epsilon, channel_dim, py::arg("out") = out).release().ptr();
+  }
+  const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
+  at::Tensor y = THPVariable_Unpack(out.ptr());
+  {
+    py::gil_scoped_release no_gil;
+    crrelu_out_op().call(x, e, channel_dim, y);
+  }
+  return py::reinterpret_borrow<py::object>(out).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
 
-// Without gradients and with a buffer at hand there is no hurry: these go the general way.
-py::object crrelu_out(py::handle input, py::handle epsilon, int64_t channel_dim, py::handle out) {
-  check_tensor(input, "input");
-  check_tensor(epsilon, "epsilon");
-  check_tensor(out, "out");
-  return torch_op("crrelu")(input, epsilon, channel_dim, py::arg("out") = out);
+template <auto function>
+py::object fast_function(const char* name) {
+  static PyMethodDef definition = {
+      name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL,
+      nullptr};
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&definition, nullptr));
 }
 
 std::vector<std::string> isa_available() {
@@ -78,9 +105,8 @@ std::vector<std::string> isa_available() {
 }  // namespace crrelu
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("crrelu") =
-      py::reinterpret_steal<py::object>(PyCFunction_New(&crrelu::crrelu_def, nullptr));
-  m.def("crrelu_out", crrelu::crrelu_out);
+  m.attr("crrelu") = crrelu::fast_function<crrelu::crrelu>("crrelu");
+  m.attr("crrelu_out") = crrelu::fast_function<crrelu::crrelu_out>("crrelu_out");
   m.def("isa_available", crrelu::isa_available,
         "The instruction sets of this build that this processor has.");
   m.def(

@@ -13,6 +13,11 @@ struct Layout {
   int64_t outer, channels, inner;
 };
 
+/// As Python says it: float32, not float.
+inline auto dtype_name(const at::Tensor& tensor) {
+  return c10::getDtypeNames(tensor.scalar_type()).first;
+}
+
 inline bool is_supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }
@@ -22,14 +27,14 @@ inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon,
                             int64_t channel_dim) {
   TORCH_CHECK_VALUE(input.layout() == at::kStrided, "crrelu: input has layout ", input.layout(),
                     "; only strided (dense) tensors are allowed");
-  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "crrelu: input has dtype ", input.dtype(),
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "crrelu: input has dtype ", dtype_name(input),
                    "; allowed are float32, float64, bfloat16 and float16");
   TORCH_CHECK_VALUE(epsilon.layout() == at::kStrided, "crrelu: epsilon has layout ",
                     epsilon.layout(), "; only strided (dense) tensors are allowed");
   TORCH_CHECK_TYPE(
       epsilon.scalar_type() == at::kFloat || epsilon.scalar_type() == input.scalar_type(),
-      "crrelu: epsilon has dtype ", epsilon.dtype(),
-      "; allowed are float32 and the input's dtype, ", input.dtype());
+      "crrelu: epsilon has dtype ", dtype_name(epsilon),
+      "; allowed are float32 and the input's dtype, ", dtype_name(input));
   TORCH_CHECK(input.device() == epsilon.device(), "crrelu: epsilon is on ", epsilon.device(),
               " but input is on ", input.device(), "; both must be on the same device");
   TORCH_CHECK_VALUE(epsilon.dim() == 1, "crrelu: epsilon has shape ", epsilon.sizes(),
@@ -51,8 +56,8 @@ inline void check_grad_output(const at::Tensor& grad_output, const at::Tensor& i
                     "crrelu_backward: grad_output has shape ", grad_output.sym_sizes(),
                     "; allowed is the input's, ", input.sym_sizes());
   TORCH_CHECK_TYPE(grad_output.scalar_type() == input.scalar_type(),
-                   "crrelu_backward: grad_output has dtype ", grad_output.dtype(),
-                   "; allowed is the input's, ", input.dtype());
+                   "crrelu_backward: grad_output has dtype ", dtype_name(grad_output),
+                   "; allowed is the input's, ", dtype_name(input));
   TORCH_CHECK(grad_output.device() == input.device(), "crrelu_backward: grad_output is on ",
               grad_output.device(), "; allowed is the input's device, ", input.device());
 }
@@ -66,7 +71,7 @@ inline void prepare_out(const at::Tensor& input, const at::Tensor& epsilon, cons
   TORCH_CHECK(out.device() == input.device(), "crrelu: out is on ", out.device(),
               " but input is on ", input.device(), "; both must be on the same device");
   TORCH_CHECK_TYPE(at::canCast(input.scalar_type(), out.scalar_type()), "crrelu: out has dtype ",
-                   out.dtype(), ", to which a result of dtype ", input.dtype(),
+                   dtype_name(out), ", to which a result of dtype ", dtype_name(input),
                    " can't be cast; allowed are floating-point and complex dtypes");
   at::assert_no_internal_overlap(out);
   at::native::resize_output(out, input.sizes());

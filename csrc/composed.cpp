@@ -8,8 +8,9 @@
 namespace crrelu {
 namespace {
 
-/// One element's quantities: x moved in to where exp(-x^2/2) is not yet zero (so that no inf * 0
-/// arises), epsilon in a shape that broadcasts, and exp(-x^2/2); 16-bit types in float32.
+/// One element's quantities: epsilon in a shape that broadcasts, exp(-x^2/2), and x, taken as 0
+/// where that vanishes (so that no inf * 0 arises, also when these are differentiated; NaN stays);
+/// 16-bit types in float32.
 struct Terms {
   at::Tensor input, x, epsilon, gaussian;
   c10::SmallVector<int64_t, 6> other_dims;  // the dimensions over which one epsilon is shared
@@ -19,8 +20,9 @@ struct Terms {
     const auto type = half ? at::kFloat : input_.scalar_type();
     input = input_.to(type);
     const double far = type == at::kDouble ? 55.0 : 20.5;
-    x = at::clamp(input, -far, far);
-    gaussian = at::exp(x * x * -0.5);
+    const auto vanished = input.abs() > far;
+    x = input.masked_fill(vanished, 0);
+    gaussian = at::exp(x * x * -0.5).masked_fill(vanished, 0);
     c10::SymDimVector shape;
     const bool shared = epsilon_.sym_numel() == 1;
     const int64_t channels_at = shared ? -1 : at::maybe_wrap_dim(channel_dim, input.dim());

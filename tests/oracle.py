@@ -106,7 +106,7 @@ def ordinal(tensor: Tensor) -> Array:
 
 
 def steps_from_rounded(actual: Tensor, terms: Terms) -> Array:
-    """How many steps a number of a 16-bit type is from the correctly rounded value; NaN as above."""
+    """How many steps the numbers of a 16-bit type are from the correctly rounded; NaN as above."""
     numbers = torch.arange(0x8000, dtype=torch.int32).to(torch.int16).view(actual.dtype)
     magnitudes = to_numpy(numbers)
     magnitudes = magnitudes[np.isfinite(magnitudes)]

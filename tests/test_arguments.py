@@ -419,7 +419,7 @@ def test_out_on_another_device(api: ModuleType) -> None:
 
 
 def test_sparse_out() -> None:
-    with pytest.raises(ValueError, match="out has layout .*strided"):
+    with pytest.raises(ValueError, match=r"out has layout .*strided"):
         crrelu_ext.crrelu(INPUT, EPSILON, out=INPUT.to_sparse())
 
 

@@ -27,7 +27,7 @@ def threads() -> Iterator[None]:
 
 
 def terms_by_epsilon(input: Tensor, grad_output: Tensor, channel_dim: int | None) -> Array:
-    """grad_output · ∂f/∂ε of all elements as (number of elements that share, number of epsilons)."""
+    """grad_output · ∂f/∂ε as (number of elements that share an epsilon, number of epsilons)."""
     terms = to_numpy(grad_output) * Formula(to_numpy(input)).epsilon_derivative().second
     if channel_dim is None:
         return terms.reshape(-1, 1)
@@ -74,16 +74,11 @@ def test_shapes(
     input, epsilon, grad_output = arguments(shape, channel_dim, dtype)
     if dtype != torch.float64:
         epsilon = epsilon.float()
+    on_device = [tensor.to(device) for tensor in (input, epsilon, grad_output)]
     sums = []
     for count in THREADS:
         torch.set_num_threads(count)
-        results = evaluate(
-            input.to(device),
-            epsilon.to(device),
-            grad_output.to(device),
-            channel_dim=channel_dim or 0,
-        )
-        sums.append(results.grad_epsilon)
+        sums.append(evaluate(*on_device, channel_dim=channel_dim or 0).grad_epsilon)
     assert all(torch.equal(sum, sums[0]) for sum in sums)
     assert (sums[0].shape, sums[0].dtype) == (epsilon.shape, epsilon.dtype)
     assert_sums(sums[0], terms_by_epsilon(input, grad_output, channel_dim), dtype)
@@ -120,7 +115,7 @@ def test_64_mi_elements(threads: None, device: str, wants_input: bool) -> None:
     grad_output = some_grad.repeat(repeats + 1)[:numel].to(device)
     input.requires_grad_(wants_input)
     epsilon = torch.tensor([0.01], device=device, requires_grad=True)
-    sums = []
+    sums: list[float] = []
     for count in THREADS:
         torch.set_num_threads(count)
         epsilon.grad = None

@@ -107,7 +107,8 @@ def test_nan(device: str, dtype: torch.dtype) -> None:
     x = torch.tensor([-torch.inf, -1.0, 0.0, torch.inf], dtype=dtype, device=device)
     results = evaluate_each(x, torch.nan)
     assert results.output.isnan().all()
-    assert results.grad_input.isnan().all()
+    # Where the bump has vanished so has its derivative, whatever epsilon is.
+    assert results.grad_input.isnan().tolist() == [False, True, True, False]
     assert results.grad_epsilon.isfinite().all()
 
 

@@ -1,4 +1,4 @@
-"""Inputs of any shape, strides and offset: the values, where the output lies, and what is copied."""
+"""Inputs of any shape, strides and offset: what comes out, how it lies, and what is copied."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def cases(draw: st.DrawFn) -> Case:
     input = draw(strided(shape, dtype, seed=0))
     grad_output = draw(strided(shape, dtype, seed=1))
     epsilon_dtype = draw(st.sampled_from([torch.float32, dtype]))
-    channel_dim, channels = 1, 1
-    if shape and draw(st.booleans()):
+    channel_dim, channels, per_channel = 1, 1, draw(st.booleans())
+    if shape and per_channel:
         channel_dim = draw(st.integers(-len(shape), len(shape) - 1))
         channels = shape[channel_dim]
     epsilon = torch.linspace(-1.7, 1.0, channels).to(epsilon_dtype)
@@ -179,9 +179,9 @@ def test_no_copy_of_a_permuted_input() -> None:
 
 def test_zero_dimensional(device: str, dtype: torch.dtype) -> None:
     for epsilon in (torch.tensor([0.5]), torch.tensor([0.5], dtype=dtype)):
-        arguments = torch.tensor(-1.5, dtype=dtype), epsilon, torch.tensor(3.0, dtype=dtype)
+        input, grad_output = torch.tensor([-1.5, 3.0], dtype=dtype, device=device)
         for channel_dim in (-1, 0, 1):  # of no importance to one epsilon
-            assert_right(*(tensor.to(device) for tensor in arguments), channel_dim)
+            assert_right(input, epsilon.to(device), grad_output, channel_dim)
 
 
 @pytest.mark.parametrize(

@@ -282,22 +282,34 @@ void check_rows(const Elements<S>& elements, const std::vector<double>& sums, in
   holds(x, elements.row_value, "forward_rows in place");
 }
 
-/// Where all of a vector is near 0 the kernels may take a shorter way: infinite neighbours, which
-/// bar it, change no bit.
+/// Where all of a vector is near 0 the kernels may take a shorter way. Neighbours that bar it, and
+/// NaN, which no comparison notices, change no bit, in whichever lane of which vector they are.
 template <class S>
-void test_neighbours(const std::vector<S>& x) {
-  std::vector<S> mixed;
-  for (const S element : x) mixed.insert(mixed.end(), {element, rounded<S>(INFINITY)});
+void test_neighbours(const Oracle<S>& oracle) {
+  std::vector<S> x = {rounded<S>(INFINITY), rounded<S>(-INFINITY)};
+  for (size_t i = 0; i < oracle.x.size(); i += 61) x.push_back(oracle.x[i]);
+  const int64_t numel = x.size();
   for (const auto epsilon : epsilons<S>()) {
-    const Results<S> alike(kernels<S>(), x, epsilon), results(kernels<S>(), mixed, epsilon);
-    for (size_t i = 0; i < x.size(); ++i) {
-      const auto same = [&](const std::vector<S>& a, const std::vector<S>& b) {
-        return std::memcmp(&a[i], &b[2 * i], sizeof(S)) == 0;
-      };
-      check(same(alike.value, results.value) && same(alike.slope, results.slope) &&
-                same(alike.epsilon_slope, results.epsilon_slope),
-            "%s, epsilon %g: the results at %.17g change with its neighbours", Stored<S>::kName,
-            double(epsilon), double(widen(x[i])));
+    const Results<S> alike(kernels<S>(), x, epsilon);
+    // Stretches of elements take turns with as many neighbours, which are first or last.
+    for (const int stretch : {1, 4, 8, 16}) {
+      for (const bool last : {false, true}) {
+        for (const double neighbour : {INFINITY, NAN}) {
+          const auto place = [&](int64_t i) { return i + (i / stretch + !last) * stretch; };
+          std::vector<S> mixed(place(numel) + 2 * stretch, rounded<S>(neighbour));
+          for (int64_t i = 0; i < numel; ++i) mixed[place(i)] = x[i];
+          const Results<S> results(kernels<S>(), mixed, epsilon);
+          for (int64_t i = 0; i < numel; ++i) {
+            const auto same = [&](const std::vector<S>& a, const std::vector<S>& b) {
+              return std::memcmp(&a[i], &b[place(i)], sizeof(S)) == 0;
+            };
+            check(same(alike.value, results.value) && same(alike.slope, results.slope) &&
+                      same(alike.epsilon_slope, results.epsilon_slope),
+                  "%s, epsilon %g: the results at %.17g change among %g", Stored<S>::kName,
+                  double(epsilon), double(widen(x[i])), neighbour);
+          }
+        }
+      }
     }
   }
 }
@@ -422,7 +434,7 @@ void test() {
   const auto oracle = sample<S>();
   test_accuracy(oracle);
   test_limits<S>();
-  test_neighbours(oracle.x);
+  test_neighbours(oracle);
   test_independence<S>();
   test_bounds<S>();
   test_sums<S>();
