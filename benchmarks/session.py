@@ -72,6 +72,11 @@ def main() -> None:
         "--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s"
     )
     arguments = parser.parse_args()
+    try:
+        with publish(arguments.out):
+            pass  # a folder that cannot be written to is to fail before the measurement
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}; a folder to write to is needed")
 
     console = Console()
     try:

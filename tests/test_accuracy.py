@@ -110,7 +110,7 @@ def test_float32(device: str, epsilon: float, shared: bool) -> None:
 
 @pytest.fixture(scope="module")
 def float64_points() -> tuple[Tensor, Formula]:
-    x = float64_sample(10_000)
+    x = float64_sample(6000)
     return x, Formula(exact_numbers(x))
 
 
