@@ -60,5 +60,5 @@ else:
         output = _crrelu(input, epsilon, channel_dim)
         if not isinstance(out, Tensor):
             raise TypeError(f"crrelu: out is a {type(out).__name__}; allowed is a torch.Tensor")
-        # torch's own out= resizes, casts and refuses overlap and gradients; times 1 changes nothing.
+        # torch's own out= resizes, casts, refuses overlap and gradients; times 1 changes nothing.
         return torch.mul(output, 1, out=out)

@@ -46,7 +46,8 @@ def check_arguments(input: Tensor, epsilon: Tensor, channel_dim: int) -> None:
     """Raises an error that names the argument unless CRReLU is defined on these."""
     for name, tensor in (("input", input), ("epsilon", epsilon)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"crrelu: {name} is a {type(tensor).__name__}; allowed is a torch.Tensor")
+            given = type(tensor).__name__
+            raise TypeError(f"crrelu: {name} is a {given}; allowed is a torch.Tensor")
         if tensor.layout != torch.strided:
             raise ValueError(f"crrelu: {name} has layout {tensor.layout}; allowed is torch.strided")
     if not isinstance(channel_dim, int):
@@ -79,5 +80,6 @@ def check_arguments(input: Tensor, epsilon: Tensor, channel_dim: int) -> None:
     if input.shape[channel_dim] != epsilon.numel():
         raise ValueError(
             f"crrelu: epsilon has {epsilon.numel()} values, but input has size "
-            f"{input.shape[channel_dim]} along channel_dim {channel_dim}; allowed are that many or 1"
+            f"{input.shape[channel_dim]} along channel_dim {channel_dim}; allowed are that many "
+            "or 1"
         )
