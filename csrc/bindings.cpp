@@ -6,6 +6,7 @@
 #include <torch/extension.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "cpu/dispatch.h"
 #include "operators.h"
@@ -39,6 +40,9 @@ py::object torch_op() {
   return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr("crrelu");
 }
 
+/// Fewer elements are computed in less time than other threads take to notice.
+constexpr int64_t kWorthReleasing = 4096;
+
 // Plain CPython functions: pybind11's own reading of arguments costs more than all the rest of a
 // call on a small tensor.
 
@@ -57,7 +61,8 @@ PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor output;
   {
-    py::gil_scoped_release no_gil;
+    std::optional<py::gil_scoped_release> no_gil;
+    if (x.numel() >= kWorthReleasing) no_gil.emplace();
     output = crrelu_op().call(x, e, channel_dim);
   }
   return THPVariable_Wrap(std::move(output));
