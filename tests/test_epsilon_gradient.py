@@ -104,6 +104,21 @@ def test_epsilon_of_the_inputs_dtype(
     assert_sums(epsilon.grad, terms_by_epsilon(input, grad_output, channel_dim), dtype)
 
 
+@pytest.mark.parametrize(("shape", "channel_dim"), [((65536,), None), ((512, 128), 1)])
+def test_equal_terms(device: str, shape: tuple[int, ...], channel_dim: int | None) -> None:
+    """Each addition of the same number rounds the same way: no error is made up for by another.
+
+    The relative error of a long sum of these is that of each of its parts.
+    """
+    channels = 1 if channel_dim is None else shape[channel_dim]
+    epsilon = torch.full((channels,), 0.01, device=device)
+    for x in torch.linspace(0.05, 3.95, 40):
+        input = torch.full(shape, x.item())
+        grad_epsilon = evaluate(input.to(device), epsilon).grad_epsilon
+        terms = terms_by_epsilon(input, torch.ones(shape), channel_dim)
+        assert_sums(grad_epsilon, terms, torch.float32)
+
+
 def test_64_mi_elements(threads: None, device: str) -> None:
     """All terms positive, so that no rounding error is made up for by another."""
     numel, period = 64 << 20, 1_048_573  # a prime: the pattern comes to lie everywhere
