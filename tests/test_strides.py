@@ -119,6 +119,37 @@ def test_any_strides(case: Case) -> None:
     assert_right(*case)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"),
+    [
+        *[((3, 5, inner), 1) for inner in (1, 2, 17, 127, 128, 200)],
+        *[((rows, channels), 1) for rows in (1, 3, 70) for channels in (2, 17, 40)],
+        *[((channels, inner), 0) for channels in (2, 17) for inner in (3, 150)],
+        ((2, 4, 3, 50), 1),
+        ((2, 4, 3, 50), 2),
+        ((2, 3, 4, 50), -1),
+    ],
+)
+def test_each_channel_has_its_epsilon(
+    device: str, dtype: torch.dtype, shape: tuple[int, ...], channel_dim: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    input, grad_output = torch.randn(2, *shape, generator=generator).to(device, dtype)
+    epsilon = torch.linspace(-1.7, 1.0, shape[channel_dim], device=device, dtype=dtype)
+    assert_right(input, epsilon, grad_output, channel_dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"),
+    [((2, 3, 40_000), 1), ((3, 40_000), 0), ((40_000, 3), 1), ((3, 40_000), 1), ((90, 700, 3), 1)],
+)
+def test_each_channel_has_its_epsilon_in_what_threads_share(
+    device: str, dtype: torch.dtype, shape: tuple[int, ...], channel_dim: int
+) -> None:
+    test_each_channel_has_its_epsilon(device, dtype, shape, channel_dim)
+
+
 PERMUTED: dict[str, Callable[[], Tensor]] = {
     "channels_last": lambda: torch.randn(2, 12, 9, 5).to(memory_format=torch.channels_last),
     "channels_last_3d": lambda: torch.randn(2, 6, 3, 5, 4).to(memory_format=torch.channels_last_3d),

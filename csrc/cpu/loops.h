@@ -29,9 +29,9 @@ class Loops {
   template <class W>
   using Parameter = typename F::template Parameter<W>;
 
-  /// Elements between two moves of the partial sums into double: at most 128 additions to a lane of
-  /// a vector.
-  static constexpr int64_t kBlock = 4096;
+  /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
+  /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
+  static constexpr int64_t kBlock = 32 * WideSlopes::kLanes;
   /// Rows whose sums are added up before they are moved into double.
   static constexpr int64_t kRows = 4;
 
