@@ -22,6 +22,11 @@ def pytest_report_header() -> str:
     return f"crrelu_ext: {info['isa']} of {', '.join(info['isa_available'])}; CUDA {info['cuda']}"
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
