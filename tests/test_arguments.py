@@ -392,6 +392,7 @@ def test_out_has_no_gradients(api: ModuleType, requires_grad: str) -> None:
     assert torch.equal(tensors["out"], api.crrelu(INPUT, EPSILON))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # within torch itself
 def test_out_with_a_forward_gradient(api: ModuleType) -> None:
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(INPUT.clone(), torch.ones_like(INPUT))

@@ -17,7 +17,7 @@ from crrelu_ext import reference
 from .oracle import Formula, Terms, error_in_ulps, exact_numbers
 from .tolerances import TOLERANCES, assert_sums
 
-# Of torch itself, in forward mode.
+# Within torch itself, in forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
 CASES = [  # shape, channel_dim with an epsilon per channel, or None with one for all
