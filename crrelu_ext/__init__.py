@@ -2,7 +2,21 @@
 
 from crrelu_ext import reference
 from crrelu_ext._ops import __version__, build_info
-from crrelu_ext.functional import crrelu, crrelu_
+from crrelu_ext.functional import crrelu, crrelu_, crrelu_glu
+from crrelu_ext.mlp import CRReLUMLP
+from crrelu_ext.models import parameter_groups, register, replace_activation
 from crrelu_ext.modules import CRReLU
 
-__all__ = ["CRReLU", "__version__", "build_info", "crrelu", "crrelu_", "reference"]
+__all__ = [
+    "CRReLU",
+    "CRReLUMLP",
+    "__version__",
+    "build_info",
+    "crrelu",
+    "crrelu_",
+    "crrelu_glu",
+    "parameter_groups",
+    "reference",
+    "register",
+    "replace_activation",
+]

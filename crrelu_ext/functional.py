@@ -48,13 +48,44 @@ def crrelu_(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     return _write(input, epsilon, channel_dim, input)
 
 
+def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
+    """f(gate) · up, with f as in :func:`crrelu`: in the place of SwiGLU's silu(gate) · up.
+
+    Its derivatives are f'(gate) · up, f(gate) and, for epsilon, ∂f/∂ε · up; the backward pass
+    forms all three at once, and keeps ``gate``, ``up`` and ``epsilon`` alone.
+
+    Args:
+        gate: any shape and strides; float32, float64, bfloat16 or float16. 16-bit types are
+            computed in float32 and rounded once.
+        up: of gate's shape, dtype and device.
+        epsilon: (1,), or (C,) with C the gate's size along ``channel_dim``; float32 or the gate's
+            dtype.
+        channel_dim: the dimension that an epsilon of C values lies along; -1 in a transformer.
+
+    Returns:
+        A tensor of the gate's shape and dtype.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`crrelu`.
+
+    Source of the gated form: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
+    """
+    if is_compiling():
+        return reference.crrelu_glu(gate, up, epsilon, channel_dim=channel_dim)
+    return _glu(gate, up, epsilon, channel_dim)
+
+
 if _C is not None:
     _crrelu = _C.crrelu
+    _glu = _C.crrelu_glu
     _write = _C.crrelu_out
 else:
 
     def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
         return reference.crrelu(input, epsilon, channel_dim=channel_dim)
+
+    def _glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
+        return reference.crrelu_glu(gate, up, epsilon, channel_dim=channel_dim)
 
     def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
         output = _crrelu(input, epsilon, channel_dim)

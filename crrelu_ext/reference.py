@@ -31,6 +31,36 @@ def crrelu(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
         TypeError, ValueError, IndexError, RuntimeError: as :func:`crrelu_ext.crrelu`.
     """
     check_arguments(input, epsilon, channel_dim)
+    return _value(input, epsilon, channel_dim).to(input.dtype)
+
+
+def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
+    """CRReLU(gate) · up, composed; arguments, result and errors as :func:`crrelu_ext.crrelu_glu`.
+
+    16-bit types are computed in float32 and rounded once.
+    """
+    check_arguments(gate, epsilon, channel_dim, op="crrelu_glu", name="gate")
+    if not isinstance(up, Tensor):
+        given = type(up).__name__
+        raise TypeError(f"crrelu_glu: up is a {given}; allowed is a torch.Tensor")
+    if up.shape != gate.shape:
+        raise ValueError(
+            f"crrelu_glu: up has shape {tuple(up.shape)}; allowed is that of gate, "
+            f"{tuple(gate.shape)}"
+        )
+    if up.dtype != gate.dtype:
+        raise TypeError(
+            f"crrelu_glu: up has dtype {up.dtype}; allowed is that of gate, {gate.dtype}"
+        )
+    if up.device != gate.device:
+        raise RuntimeError(
+            f"crrelu_glu: up is on {up.device}; allowed is the device of gate, {gate.device}"
+        )
+    return (_value(gate, epsilon, channel_dim) * up).to(gate.dtype)
+
+
+def _value(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
+    """CRReLU in the dtype it is computed in."""
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     x = input.to(dtype)
     shape: list[int] = []  # one epsilon as 0-dim, or a 0-dim input would come back as (1,)
@@ -39,47 +69,51 @@ def crrelu(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
         shape[channel_dim] = epsilon.numel()
     near = x.masked_fill(x.abs() > _FAR[dtype], 0)  # NaN stays, also when this is differentiated
     bump = near * torch.exp(near * near * -0.5)
-    return (torch.relu(x) + epsilon.to(dtype).reshape(shape) * bump).to(input.dtype)
+    return torch.relu(x) + epsilon.to(dtype).reshape(shape) * bump
 
 
-def check_arguments(input: Tensor, epsilon: Tensor, channel_dim: int) -> None:
-    """Raises an error that names the argument unless CRReLU is defined on these."""
-    for name, tensor in (("input", input), ("epsilon", epsilon)):
+def check_arguments(
+    input: Tensor, epsilon: Tensor, channel_dim: int, *, op: str = "crrelu", name: str = "input"
+) -> None:
+    """Raises an error that names the argument unless the operator is defined on these."""
+    for argument, tensor in ((name, input), ("epsilon", epsilon)):
         if not isinstance(tensor, Tensor):
             given = type(tensor).__name__
-            raise TypeError(f"crrelu: {name} is a {given}; allowed is a torch.Tensor")
+            raise TypeError(f"{op}: {argument} is a {given}; allowed is a torch.Tensor")
         if tensor.layout != torch.strided:
-            raise ValueError(f"crrelu: {name} has layout {tensor.layout}; allowed is torch.strided")
+            raise ValueError(
+                f"{op}: {argument} has layout {tensor.layout}; allowed is torch.strided"
+            )
     if not isinstance(channel_dim, int):
         given = type(channel_dim).__name__
-        raise TypeError(f"crrelu: channel_dim is a {given}; allowed is an int")
+        raise TypeError(f"{op}: channel_dim is a {given}; allowed is an int")
     if input.dtype not in DTYPES:
-        raise TypeError(f"crrelu: input has dtype {input.dtype}; allowed are {DTYPES}")
+        raise TypeError(f"{op}: {name} has dtype {input.dtype}; allowed are {DTYPES}")
     if epsilon.dtype not in (torch.float32, input.dtype):
         raise TypeError(
-            f"crrelu: epsilon has dtype {epsilon.dtype}; allowed are torch.float32 and the input's "
-            f"dtype, {input.dtype}"
+            f"{op}: epsilon has dtype {epsilon.dtype}; allowed are torch.float32 and the dtype "
+            f"of {name}, {input.dtype}"
         )
     if epsilon.device != input.device:
         raise RuntimeError(
-            f"crrelu: epsilon is on {epsilon.device} but input is on {input.device}; both must be "
+            f"{op}: epsilon is on {epsilon.device} but {name} is on {input.device}; both must be "
             "on the same device"
         )
     if epsilon.dim() != 1:
         raise ValueError(
-            f"crrelu: epsilon has shape {tuple(epsilon.shape)}; allowed are (1,) and (C,), C the "
-            "input's size along channel_dim"
+            f"{op}: epsilon has shape {tuple(epsilon.shape)}; allowed are (1,) and (C,), C the "
+            f"size of {name} along channel_dim"
         )
     if epsilon.numel() == 1:
         return
     if not -input.dim() <= channel_dim < input.dim():
         raise IndexError(
-            f"crrelu: channel_dim is {channel_dim}, but input has {input.dim()} dimensions; an "
-            f"epsilon of {epsilon.numel()} values needs an input with that dimension"
+            f"{op}: channel_dim is {channel_dim}, but {name} has {input.dim()} dimensions; "
+            f"an epsilon of {epsilon.numel()} values needs a {name} with that dimension"
         )
     if input.shape[channel_dim] != epsilon.numel():
         raise ValueError(
-            f"crrelu: epsilon has {epsilon.numel()} values, but input has size "
+            f"{op}: epsilon has {epsilon.numel()} values, but {name} has size "
             f"{input.shape[channel_dim]} along channel_dim {channel_dim}; allowed are that many "
             "or 1"
         )

@@ -3,97 +3,72 @@
 // kernels; where a transform is at work, and for second derivatives, the composed formula
 // differentiates itself.
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
-#include <type_traits>
-
 #include "composed.h"
+#include "node.h"
 #include "operators.h"
 
 namespace crrelu {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
+using torch::autograd::compute_requires_grad;
 using torch::autograd::variable_list;
 
-/// Nodes are held by shared_ptr before torch 2.13, by intrusive_ptr since.
-template <class T>
-auto make_node() {
-  if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
-    return std::shared_ptr<T>(
-        new T(), [](auto* node) { deleteNode(node); });  // torch's, which does not recurse
-  } else {
-    return c10::make_intrusive<T>();
-  }
+template <class... Tensors>
+bool has_forward_grad(const Tensors&... tensors) {
+  return (torch::autograd::isFwGradDefined(tensors) || ...);
 }
 
-bool has_forward_grad(const Tensor& tensor) { return torch::autograd::isFwGradDefined(tensor); }
+struct CrreluBackward {
+  static constexpr auto kName = "CrreluBackward";
+  static constexpr size_t kSaved = 2;  // input, epsilon
 
-/// What both nodes save of the call: the input, epsilon, and where it lies.
-struct SavedCall : Node {
-  SavedVariable input, epsilon;
-  int64_t channel_dim = 1;
-
-  void release_variables() override {
-    input.reset_data();
-    epsilon.reset_data();
-  }
-};
-
-/// grad_input, grad_epsilon = backward(grad_output, input, epsilon), as an operator with a
-/// derivative of its own.
-struct CrreluBackward : SavedCall {
-  std::string name() const override { return "CrreluBackward"; }
-
-  variable_list apply(variable_list&& grads) override {
-    if (!grads[0].defined()) return {Tensor(), Tensor()};
+  static variable_list gradients(const variable_list& grads, const std::array<Tensor, 2>& saved,
+                                 int64_t channel_dim, std::array<bool, 2> wanted) {
+    if (!grads[0].defined()) return variable_list(2);
     auto [grad_input, grad_epsilon] =
-        crrelu_backward_op().call(grads[0], input.unpack(), epsilon.unpack(), channel_dim,
-                                  {task_should_compute_output(0), task_should_compute_output(1)});
+        crrelu_backward_op().call(grads[0], saved[0], saved[1], channel_dim, wanted);
     return {std::move(grad_input), std::move(grad_epsilon)};
   }
 };
 
-struct CrreluBackwardBackward : SavedCall {
-  SavedVariable grad_output;
-  std::string name() const override { return "CrreluBackwardBackward"; }
+struct CrreluBackwardBackward {
+  static constexpr auto kName = "CrreluBackwardBackward";
+  static constexpr size_t kSaved = 3;  // grad_output, input, epsilon
 
-  void release_variables() override {
-    SavedCall::release_variables();
-    grad_output.reset_data();
-  }
-
-  variable_list apply(variable_list&& grads) override {
-    auto result = crrelu_double_backward_composed(grads[0], grads[1], grad_output.unpack(),
-                                                  input.unpack(), epsilon.unpack(), channel_dim);
+  static variable_list gradients(const variable_list& grads, const std::array<Tensor, 3>& saved,
+                                 int64_t channel_dim, std::array<bool, 3>) {
+    auto result = crrelu_double_backward_composed(grads[0], grads[1], saved[0], saved[1], saved[2],
+                                                  channel_dim);
     return {std::move(result[0]), std::move(result[1]), std::move(result[2])};
+  }
+};
+
+struct CrreluGluBackward {
+  static constexpr auto kName = "CrreluGluBackward";
+  static constexpr size_t kSaved = 3;  // gate, up, epsilon
+
+  static variable_list gradients(const variable_list& grads, const std::array<Tensor, 3>& saved,
+                                 int64_t channel_dim, std::array<bool, 3> wanted) {
+    if (!grads[0].defined()) return variable_list(3);
+    auto [grad_gate, grad_up, grad_epsilon] =
+        crrelu_glu_backward_op().call(grads[0], saved[0], saved[1], saved[2], channel_dim, wanted);
+    return {std::move(grad_gate), std::move(grad_up), std::move(grad_epsilon)};
   }
 };
 
 Tensor crrelu_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& epsilon,
                        int64_t channel_dim) {
-  if (has_forward_grad(input) || has_forward_grad(epsilon))
-    return crrelu_composed(input, epsilon, channel_dim);
-  if (!torch::autograd::compute_requires_grad(input, epsilon)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return crrelu_op().redispatch(keys & c10::after_autograd_keyset, input, epsilon, channel_dim);
-  }
-  auto node = make_node<CrreluBackward>();
-  node->set_next_edges(torch::autograd::collect_next_edges(input, epsilon));
-  node->input = SavedVariable(input, false);
-  node->epsilon = SavedVariable(epsilon, false);
-  node->channel_dim = channel_dim;
+  if (has_forward_grad(input, epsilon)) return crrelu_composed(input, epsilon, channel_dim);
   Tensor output;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     output = crrelu_op().redispatch(keys & c10::after_autograd_keyset, input, epsilon, channel_dim);
   }
-  torch::autograd::set_history(output, node);
+  if (compute_requires_grad(input, epsilon))
+    FormulaNode<CrreluBackward>::record(channel_dim, {output}, input, epsilon);
   return output;
 }
 
@@ -101,33 +76,53 @@ std::tuple<Tensor, Tensor> crrelu_backward_autograd(c10::DispatchKeySet keys,
                                                     const Tensor& grad_output, const Tensor& input,
                                                     const Tensor& epsilon, int64_t channel_dim,
                                                     std::array<bool, 2> output_mask) {
-  if (has_forward_grad(grad_output) || has_forward_grad(input) || has_forward_grad(epsilon)) {
+  if (has_forward_grad(grad_output, input, epsilon))
     return crrelu_backward_composed(grad_output, input, epsilon, channel_dim, output_mask);
-  }
-  const bool recorded = torch::autograd::compute_requires_grad(grad_output, input, epsilon);
   std::tuple<Tensor, Tensor> grads;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     grads = crrelu_backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input,
                                             epsilon, channel_dim, output_mask);
   }
-  if (recorded) {
-    auto node = make_node<CrreluBackwardBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(grad_output, input, epsilon));
-    node->grad_output = SavedVariable(grad_output, false);
-    node->input = SavedVariable(input, false);
-    node->epsilon = SavedVariable(epsilon, false);
-    node->channel_dim = channel_dim;
-    torch::autograd::set_history(std::get<0>(grads), node);
-    torch::autograd::set_history(std::get<1>(grads), node);
+  if (compute_requires_grad(grad_output, input, epsilon)) {
+    FormulaNode<CrreluBackwardBackward>::record(
+        channel_dim, {std::get<0>(grads), std::get<1>(grads)}, grad_output, input, epsilon);
   }
   return grads;
 }
 
+Tensor crrelu_glu_autograd(c10::DispatchKeySet keys, const Tensor& gate, const Tensor& up,
+                           const Tensor& epsilon, int64_t channel_dim) {
+  if (has_forward_grad(gate, up, epsilon))
+    return crrelu_glu_composed(gate, up, epsilon, channel_dim);
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = crrelu_glu_op().redispatch(keys & c10::after_autograd_keyset, gate, up, epsilon,
+                                        channel_dim);
+  }
+  if (compute_requires_grad(gate, up, epsilon))
+    FormulaNode<CrreluGluBackward>::record(channel_dim, {output}, gate, up, epsilon);
+  return output;
+}
+
+/// Second derivatives of the gated form are rare enough that the composed formula, which
+/// differentiates itself, takes the place of a node.
+std::tuple<Tensor, Tensor, Tensor> crrelu_glu_backward_autograd(
+    c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& gate, const Tensor& up,
+    const Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
+  if (compute_requires_grad(grad_output, gate, up, epsilon) ||
+      has_forward_grad(grad_output, gate, up, epsilon)) {
+    return crrelu_glu_backward_composed(grad_output, gate, up, epsilon, channel_dim, output_mask);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return crrelu_glu_backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, gate,
+                                             up, epsilon, channel_dim, output_mask);
+}
+
 /// Writing into a tensor is for use without gradients, as out= is in torch.
 void check_no_gradient(const char* name, const Tensor& tensor) {
-  TORCH_CHECK(!torch::autograd::compute_requires_grad(tensor) && !has_forward_grad(tensor),
-              "crrelu: ", name,
+  TORCH_CHECK(!compute_requires_grad(tensor) && !has_forward_grad(tensor), "crrelu: ", name,
               " requires grad, but out= and in-place forms have no derivative; use crrelu(input, "
               "epsilon), or this under"
               " torch.no_grad()");
@@ -150,6 +145,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, Autograd, m) {
   m.impl("crrelu", TORCH_FN(crrelu_autograd));
   m.impl("crrelu.out", TORCH_FN(crrelu_out_autograd));
   m.impl("crrelu_backward", TORCH_FN(crrelu_backward_autograd));
+  m.impl("crrelu_glu", TORCH_FN(crrelu_glu_autograd));
+  m.impl("crrelu_glu_backward", TORCH_FN(crrelu_glu_backward_autograd));
 }
 
 }  // namespace crrelu

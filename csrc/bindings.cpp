@@ -24,9 +24,9 @@ bool plain(std::initializer_list<py::handle> arguments) {
                      [](py::handle argument) { return THPVariable_CheckExact(argument.ptr()); });
 }
 
-void check_tensor(py::handle argument, const char* name) {
+void check_tensor(py::handle argument, const char* name, const char* op = "crrelu") {
   TORCH_CHECK_TYPE(THPVariable_Check(argument.ptr()) || py::hasattr(argument, "__torch_function__"),
-                   "crrelu: ", name, " is a ", Py_TYPE(argument.ptr())->tp_name,
+                   op, ": ", name, " is a ", Py_TYPE(argument.ptr())->tp_name,
                    "; allowed is a torch.Tensor");
 }
 
@@ -36,12 +36,24 @@ int64_t channel_dim_of(py::handle argument) {
   return THPUtils_unpackLong(argument.ptr());
 }
 
-py::object torch_op() {
-  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr("crrelu");
+py::object torch_op(const char* name) {
+  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr(name);
 }
 
 /// Fewer elements are computed in less time than other threads take to notice.
 constexpr int64_t kWorthReleasing = 4096;
+
+/// The tensor that `call` returns; other Python threads run meanwhile if that is worth it.
+template <class Call>
+PyObject* wrapped(int64_t numel, const Call& call) {
+  at::Tensor output;
+  {
+    std::optional<py::gil_scoped_release> no_gil;
+    if (numel >= kWorthReleasing) no_gil.emplace();
+    output = call();
+  }
+  return THPVariable_Wrap(std::move(output));
+}
 
 // Plain CPython functions: pybind11's own reading of arguments costs more than all the rest of a
 // call on a small tensor.
@@ -56,16 +68,10 @@ PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!plain({input, epsilon})) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
-    return torch_op()(input, epsilon, channel_dim).release().ptr();
+    return torch_op("crrelu")(input, epsilon, channel_dim).release().ptr();
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
-  at::Tensor output;
-  {
-    std::optional<py::gil_scoped_release> no_gil;
-    if (x.numel() >= kWorthReleasing) no_gil.emplace();
-    output = crrelu_op().call(x, e, channel_dim);
-  }
-  return THPVariable_Wrap(std::move(output));
+  return wrapped(x.numel(), [&] { return crrelu_op().call(x, e, channel_dim); });
   END_HANDLE_TH_ERRORS
 }
 
@@ -80,7 +86,7 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
     check_tensor(out, "out");
-    return torch_op()(input, epsilon, channel_dim, py::arg("out") = out).release().ptr();
+    return torch_op("crrelu")(input, epsilon, channel_dim, py::arg("out") = out).release().ptr();
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor y = THPVariable_Unpack(out.ptr());
@@ -89,6 +95,25 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     crrelu_out_op().call(x, e, channel_dim, y);
   }
   return py::reinterpret_borrow<py::object>(out).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+/// crrelu_glu(gate, up, epsilon, channel_dim)
+PyObject* crrelu_glu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4, "crrelu_glu: allowed are gate, up, epsilon, channel_dim; given are ",
+                   count, " arguments");
+  const py::handle gate(arguments[0]), up(arguments[1]), epsilon(arguments[2]);
+  const int64_t channel_dim = channel_dim_of(arguments[3]);
+  if (!plain({gate, up, epsilon})) {
+    check_tensor(gate, "gate", "crrelu_glu");
+    check_tensor(up, "up", "crrelu_glu");
+    check_tensor(epsilon, "epsilon", "crrelu_glu");
+    return torch_op("crrelu_glu")(gate, up, epsilon, channel_dim).release().ptr();
+  }
+  const auto &x = THPVariable_Unpack(gate.ptr()), &y = THPVariable_Unpack(up.ptr()),
+             &e = THPVariable_Unpack(epsilon.ptr());
+  return wrapped(x.numel(), [&] { return crrelu_glu_op().call(x, y, e, channel_dim); });
   END_HANDLE_TH_ERRORS
 }
 
@@ -112,6 +137,7 @@ std::vector<std::string> isa_available() {
 PYBIND11_MODULE(_C, m) {
   m.attr("crrelu") = crrelu::fast_function<crrelu::crrelu>("crrelu");
   m.attr("crrelu_out") = crrelu::fast_function<crrelu::crrelu_out>("crrelu_out");
+  m.attr("crrelu_glu") = crrelu::fast_function<crrelu::crrelu_glu>("crrelu_glu");
   m.def("isa_available", crrelu::isa_available,
         "The instruction sets of this build that this processor has.");
   m.def(

@@ -5,13 +5,9 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/native/Resize.h>
 
-namespace crrelu {
+#include "layout.h"
 
-/// Which elements share an epsilon: the tensor, in the order of memory, is (outer, channels,
-/// inner). With one epsilon for all that is (1, 1, numel).
-struct Layout {
-  int64_t outer, channels, inner;
-};
+namespace crrelu {
 
 /// As Python says it: float32, not float.
 inline auto dtype_name(const at::Tensor& tensor) {
@@ -22,44 +18,57 @@ inline bool is_supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }
 
-/// Throws an error that names the argument unless crrelu is defined on these.
-inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon,
-                            int64_t channel_dim) {
-  TORCH_CHECK_VALUE(input.layout() == at::kStrided, "crrelu: input has layout ", input.layout(),
+/// Throws an error that names the argument unless the operator is defined on this input and
+/// epsilon.
+inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim,
+                            const char* op = "crrelu", const char* name = "input") {
+  TORCH_CHECK_VALUE(input.layout() == at::kStrided, op, ": ", name, " has layout ", input.layout(),
                     "; only strided (dense) tensors are allowed");
-  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "crrelu: input has dtype ", dtype_name(input),
-                   "; allowed are float32, float64, bfloat16 and float16");
-  TORCH_CHECK_VALUE(epsilon.layout() == at::kStrided, "crrelu: epsilon has layout ",
-                    epsilon.layout(), "; only strided (dense) tensors are allowed");
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), op, ": ", name, " has dtype ",
+                   dtype_name(input), "; allowed are float32, float64, bfloat16 and float16");
+  TORCH_CHECK_VALUE(epsilon.layout() == at::kStrided, op, ": epsilon has layout ", epsilon.layout(),
+                    "; only strided (dense) tensors are allowed");
   TORCH_CHECK_TYPE(
-      epsilon.scalar_type() == at::kFloat || epsilon.scalar_type() == input.scalar_type(),
-      "crrelu: epsilon has dtype ", dtype_name(epsilon),
-      "; allowed are float32 and the input's dtype, ", dtype_name(input));
-  TORCH_CHECK(input.device() == epsilon.device(), "crrelu: epsilon is on ", epsilon.device(),
-              " but input is on ", input.device(), "; both must be on the same device");
-  TORCH_CHECK_VALUE(epsilon.dim() == 1, "crrelu: epsilon has shape ", epsilon.sizes(),
-                    "; allowed are (1,) and (C,), C the input's size along channel_dim");
+      epsilon.scalar_type() == at::kFloat || epsilon.scalar_type() == input.scalar_type(), op,
+      ": epsilon has dtype ", dtype_name(epsilon), "; allowed are float32 and the dtype of ", name,
+      ", ", dtype_name(input));
+  TORCH_CHECK(input.device() == epsilon.device(), op, ": epsilon is on ", epsilon.device(), " but ",
+              name, " is on ", input.device(), "; both must be on the same device");
+  TORCH_CHECK_VALUE(epsilon.dim() == 1, op, ": epsilon has shape ", epsilon.sym_sizes(),
+                    "; allowed are (1,) and (C,), C the size of ", name, " along channel_dim");
   if (epsilon.sym_numel() == 1) return;
-  TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(),
-                    "crrelu: channel_dim is ", channel_dim, ", but input has ", input.dim(),
-                    " dimensions; an epsilon of ", epsilon.sym_numel(),
-                    " values needs an input with that dimension");
-  TORCH_CHECK_VALUE(input.sym_size(channel_dim) == epsilon.sym_numel(), "crrelu: epsilon has ",
-                    epsilon.sym_numel(), " values, but input has size ",
+  TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(), op,
+                    ": channel_dim is ", channel_dim, ", but ", name, " has ", input.dim(),
+                    " dimensions; an epsilon of ", epsilon.sym_numel(), " values needs a ", name,
+                    " with that dimension");
+  TORCH_CHECK_VALUE(input.sym_size(channel_dim) == epsilon.sym_numel(), op, ": epsilon has ",
+                    epsilon.sym_numel(), " values, but ", name, " has size ",
                     input.sym_size(channel_dim), " along channel_dim ", channel_dim,
                     "; allowed are that many or 1");
 }
 
-/// For the backward pass: grad_output must be as the input is.
+/// `tensor` must be as `like` is: of its shape, dtype and device.
+inline void check_alike(const char* op, const char* name, const at::Tensor& tensor,
+                        const char* like_name, const at::Tensor& like) {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, op, ": ", name, " has layout ",
+                    tensor.layout(), "; only strided (dense) tensors are allowed");
+  TORCH_CHECK_VALUE(tensor.sym_sizes() == like.sym_sizes(), op, ": ", name, " has shape ",
+                    tensor.sym_sizes(), "; allowed is that of ", like_name, ", ", like.sym_sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has dtype ",
+                   dtype_name(tensor), "; allowed is that of ", like_name, ", ", dtype_name(like));
+  TORCH_CHECK(tensor.device() == like.device(), op, ": ", name, " is on ", tensor.device(),
+              "; allowed is the device of ", like_name, ", ", like.device());
+}
+
+/// For the backward pass.
 inline void check_grad_output(const at::Tensor& grad_output, const at::Tensor& input) {
-  TORCH_CHECK_VALUE(grad_output.sym_sizes() == input.sym_sizes(),
-                    "crrelu_backward: grad_output has shape ", grad_output.sym_sizes(),
-                    "; allowed is the input's, ", input.sym_sizes());
-  TORCH_CHECK_TYPE(grad_output.scalar_type() == input.scalar_type(),
-                   "crrelu_backward: grad_output has dtype ", dtype_name(grad_output),
-                   "; allowed is the input's, ", dtype_name(input));
-  TORCH_CHECK(grad_output.device() == input.device(), "crrelu_backward: grad_output is on ",
-              grad_output.device(), "; allowed is the input's device, ", input.device());
+  check_alike("crrelu_backward", "grad_output", grad_output, "input", input);
+}
+
+inline void check_glu_arguments(const at::Tensor& gate, const at::Tensor& up,
+                                const at::Tensor& epsilon, int64_t channel_dim) {
+  check_arguments(gate, epsilon, channel_dim, "crrelu_glu", "gate");
+  check_alike("crrelu_glu", "up", up, "gate", gate);
 }
 
 /// Makes `out` ready to take the result, as torch's own operators do: checks that the result can be

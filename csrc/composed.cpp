@@ -34,6 +34,8 @@ struct Terms {
         shape);  // one epsilon becomes 0-dim: it must not add a dimension
   }
 
+  at::Tensor value() const { return at::relu(input) + epsilon * bump(); }
+  at::Tensor slope() const { return step() + epsilon * bump_slope(); }
   at::Tensor step() const { return (input > 0).to(input.scalar_type()); }
   at::Tensor bump() const { return x * gaussian; }
   at::Tensor bump_slope() const { return (1 - x * x) * gaussian; }
@@ -52,7 +54,7 @@ at::Tensor crrelu_composed(const at::Tensor& input, const at::Tensor& epsilon,
                            int64_t channel_dim) {
   check_arguments(input, epsilon, channel_dim);
   const Terms terms(input, epsilon, channel_dim);
-  return (at::relu(terms.input) + terms.epsilon * terms.bump()).to(input.scalar_type());
+  return terms.value().to(input.scalar_type());
 }
 
 std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& grad_output,
@@ -66,8 +68,7 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& gr
   const auto grad = grad_output.to(terms.input.scalar_type());
   at::Tensor grad_input, grad_epsilon;
   if (output_mask[0]) {
-    grad_input =
-        (grad * (terms.step() + terms.epsilon * terms.bump_slope())).to(input.scalar_type());
+    grad_input = (grad * terms.slope()).to(input.scalar_type());
   }
   if (output_mask[1]) grad_epsilon = terms.sum_to_epsilon(grad * terms.bump(), epsilon);
   return {grad_input, grad_epsilon};
@@ -85,7 +86,7 @@ std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad
   at::Tensor for_grad_output, for_input, for_epsilon;
   if (grad_grad_input.defined()) {
     const auto gg = grad_grad_input.to(type);
-    for_grad_output = gg * (terms.step() + terms.epsilon * terms.bump_slope());
+    for_grad_output = gg * terms.slope();
     for_input = gg * grad * terms.epsilon * terms.bump_curvature();
     for_epsilon = terms.sum_to_epsilon(gg * grad * terms.bump_slope(), epsilon);
   }
@@ -100,6 +101,28 @@ std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad
   if (for_grad_output.defined()) for_grad_output = for_grad_output.to(grad_output.scalar_type());
   if (for_input.defined()) for_input = for_input.to(input.scalar_type());
   return {for_grad_output, for_input, for_epsilon};
+}
+
+at::Tensor crrelu_glu_composed(const at::Tensor& gate, const at::Tensor& up,
+                               const at::Tensor& epsilon, int64_t channel_dim) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  const Terms terms(gate, epsilon, channel_dim);
+  return (terms.value() * up).to(gate.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_composed(
+    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
+    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
+  const Terms terms(gate, epsilon, channel_dim);
+  const auto grad = grad_output.to(terms.input.scalar_type());
+  const auto grad_value = grad * up;
+  at::Tensor grad_gate, grad_up, grad_epsilon;
+  if (output_mask[0]) grad_gate = (grad_value * terms.slope()).to(gate.scalar_type());
+  if (output_mask[1]) grad_up = (grad * terms.value()).to(up.scalar_type());
+  if (output_mask[2]) grad_epsilon = terms.sum_to_epsilon(grad_value * terms.bump(), epsilon);
+  return {grad_gate, grad_up, grad_epsilon};
 }
 
 namespace {
@@ -127,6 +150,22 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_meta(const at::Tensor& grad_o
           output_mask[1] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
 }
 
+at::Tensor crrelu_glu_meta(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
+                           int64_t channel_dim) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  return at::empty_like(gate);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_meta(
+    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
+    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
+  return {output_mask[0] ? at::empty_like(gate) : at::Tensor(),
+          output_mask[1] ? at::empty_like(gate) : at::Tensor(),
+          output_mask[2] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
+}
+
 }  // namespace
 
 // Any device without kernels of ours.
@@ -134,17 +173,23 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
   m.impl("crrelu", crrelu_composed);
   m.impl("crrelu.out", crrelu_out_composed);
   m.impl("crrelu_backward", crrelu_backward_composed);
+  m.impl("crrelu_glu", crrelu_glu_composed);
+  m.impl("crrelu_glu_backward", crrelu_glu_backward_composed);
 }
 
 TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
   m.impl("crrelu", crrelu_meta);
   m.impl("crrelu_backward", crrelu_backward_meta);
+  m.impl("crrelu_glu", crrelu_glu_meta);
+  m.impl("crrelu_glu_backward", crrelu_glu_backward_meta);
 }
 
 // torch.func.vmap.
 TORCH_LIBRARY_IMPL(crrelu_ext, FuncTorchBatched, m) {
   m.impl("crrelu", crrelu_composed);
   m.impl("crrelu_backward", crrelu_backward_composed);
+  m.impl("crrelu_glu", crrelu_glu_composed);
+  m.impl("crrelu_glu_backward", crrelu_glu_backward_composed);
 }
 
 }  // namespace crrelu

@@ -26,4 +26,11 @@ std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad
                                                           const at::Tensor& epsilon,
                                                           int64_t channel_dim);
 
+at::Tensor crrelu_glu_composed(const at::Tensor& gate, const at::Tensor& up,
+                               const at::Tensor& epsilon, int64_t channel_dim);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_composed(
+    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
+    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask);
+
 }  // namespace crrelu

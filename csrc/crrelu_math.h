@@ -144,49 +144,90 @@ CRRELU_INLINE V clamp(V x) {
   return max(V(-C::kFar), min(V(C::kFar), x));
 }
 
+/// The function and its two derivatives at one x. What a caller does not use, the compiler drops.
+template <class V>
+struct Point {
+  V value, slope, epsilon_slope;
+};
+
+/// By one rounding, which keeps its relative accuracy where it crosses zero.
+template <class V>
+CRRELU_INLINE V one_minus_square(V x) {
+  return fma(-x, x, V(1));
+}
+
+template <Precision P, class V>
+CRRELU_INLINE Point<V> evaluate(V x, const Epsilon<V>& epsilon) {
+  const V relu = max(V(0), x);
+  const V step = select(greater(x, V(0)), V(1), V(0));
+  if (all_near(x)) {
+    const Reduced<P, V> g(x);
+    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
+    return {fma(epsilon.value, times(x, gaussian), relu),
+            fma(epsilon.value, times(one_minus_square(x), gaussian), step), x * total(gaussian)};
+  }
+  const V c = clamp(x);
+  const Reduced<P, V> g(c);
+  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
+  const V exponent = g.exponent + epsilon.exponent;
+  return {fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
+          fma(epsilon.significand, ldexp(times(one_minus_square(c), gaussian), exponent), step),
+          ldexp(c * total(gaussian), g.exponent)};
+}
+
+// Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
+// value, and the gradients by the chain rule.
+
+/// Two factors, multiplied where they are added up: with one rounding.
+template <class V>
+struct Product {
+  V a, b;
+};
+template <class V>
+CRRELU_INLINE V operator+(V sum, const Product<V>& term) {
+  return fma(term.a, term.b, sum);
+}
+
+template <class V, int kInputs>
+struct Gradients {
+  V inputs[kInputs];
+  Product<V> parameter;
+};
+
+/// f(x)
 struct CRReLU {
+  static constexpr int kInputs = 1;
   template <class V>
   using Parameter = Epsilon<V>;
 
+  template <Precision P, class V>
+  static CRRELU_INLINE V value(const V (&x)[1], const Epsilon<V>& epsilon) {
+    return evaluate<P>(x[0], epsilon).value;
+  }
+  template <Precision P, class V>
+  static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
+                                                 const Epsilon<V>& epsilon) {
+    const auto f = evaluate<P>(x[0], epsilon);
+    return {{grad_output * f.slope}, {grad_output, f.epsilon_slope}};
+  }
+};
+
+/// f(gate) * up, which stands where a transformer has SwiGLU.
+struct CRReLUGated {
+  static constexpr int kInputs = 2;
   template <class V>
-  struct Slopes {
-    V input, parameter;
-  };
+  using Parameter = Epsilon<V>;
 
   template <Precision P, class V>
-  static CRRELU_INLINE V value(V x, const Epsilon<V>& epsilon) {
-    const V relu = max(V(0), x);
-    if (all_near(x)) {
-      const Reduced<P, V> g(x);
-      return fma(epsilon.value, times(x, V::template exp_reduced<P>(g.shifted, g.r)), relu);
-    }
-    const V c = clamp(x);
-    const Reduced<P, V> g(c);
-    const V bump = times(c, V::template exp_reduced<P>(V::fraction(g.shifted), g.r));
-    return fma(epsilon.significand, ldexp(bump, g.exponent + epsilon.exponent), relu);
+  static CRRELU_INLINE V value(const V (&x)[2], const Epsilon<V>& epsilon) {
+    return evaluate<P>(x[0], epsilon).value * x[1];
   }
-
   template <Precision P, class V>
-  static CRRELU_INLINE Slopes<V> slopes(V x, const Epsilon<V>& epsilon) {
-    const V step = select(greater(x, V(0)), V(1), V(0));
-    if (all_near(x)) {
-      const Reduced<P, V> g(x);
-      const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
-      return {fma(epsilon.value, times(one_minus_square(x), gaussian), step), x * total(gaussian)};
-    }
-    const V c = clamp(x);
-    const Reduced<P, V> g(c);
-    const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
-    const V bump_slope = times(one_minus_square(c), gaussian);
-    return {fma(epsilon.significand, ldexp(bump_slope, g.exponent + epsilon.exponent), step),
-            ldexp(c * total(gaussian), g.exponent)};
-  }
-
- private:
-  /// By one rounding, which keeps its relative accuracy where it crosses zero.
-  template <class V>
-  static CRRELU_INLINE V one_minus_square(V x) {
-    return fma(-x, x, V(1));
+  static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],
+                                                 const Epsilon<V>& epsilon) {
+    const auto f = evaluate<P>(x[0], epsilon);
+    const V grad_value = grad_output * x[1];
+    return {{grad_value * f.slope, grad_output * f.value}, {grad_value, f.epsilon_slope}};
   }
 };
 

@@ -14,6 +14,10 @@ using CrreluOut = at::Tensor&(const at::Tensor&, const at::Tensor&, int64_t, at:
 using CrreluBackwardOp = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
                                                             const at::Tensor&, int64_t,
                                                             std::array<bool, 2>);
+using CrreluGlu = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t);
+using CrreluGluBackwardOp = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+    std::array<bool, 3>);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name, const char* overload = "") {
@@ -30,6 +34,14 @@ inline const auto& crrelu_out_op() {
 }
 inline const auto& crrelu_backward_op() {
   static const auto op = find_operator<CrreluBackwardOp>("crrelu_ext::crrelu_backward");
+  return op;
+}
+inline const auto& crrelu_glu_op() {
+  static const auto op = find_operator<CrreluGlu>("crrelu_ext::crrelu_glu");
+  return op;
+}
+inline const auto& crrelu_glu_backward_op() {
+  static const auto op = find_operator<CrreluGluBackwardOp>("crrelu_ext::crrelu_glu_backward");
   return op;
 }
 

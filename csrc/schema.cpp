@@ -6,10 +6,14 @@ TORCH_LIBRARY(crrelu_ext, m) {
   m.def(
       "crrelu.out(Tensor input, Tensor epsilon, int channel_dim=1, *, Tensor(a!) out) -> "
       "Tensor(a!)");
-  // output_mask: whether grad_input, grad_epsilon are wanted; what is not wanted comes back
-  // undefined.
+  // output_mask: which gradients are wanted; what is not wanted comes back undefined.
   m.def(
       "crrelu_backward(Tensor grad_output, Tensor input, Tensor epsilon, int channel_dim, bool[2] "
       "output_mask)"
       " -> (Tensor grad_input, Tensor grad_epsilon)");
+  m.def("crrelu_glu(Tensor gate, Tensor up, Tensor epsilon, int channel_dim=1) -> Tensor");
+  m.def(
+      "crrelu_glu_backward(Tensor grad_output, Tensor gate, Tensor up, Tensor epsilon, int "
+      "channel_dim, bool[3] output_mask)"
+      " -> (Tensor grad_gate, Tensor grad_up, Tensor grad_epsilon)");
 }

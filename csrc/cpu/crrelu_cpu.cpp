@@ -9,7 +9,9 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <type_traits>
 
 #include "../checks.h"
 #include "dispatch.h"
@@ -48,8 +50,8 @@ Storage storage_of(at::ScalarType type) {
   }
 }
 
-const Kernels& kernels_for(at::ScalarType type) {
-  return instruction_set().kernels()[static_cast<int>(storage_of(type))];
+const Kernels& kernels_for(Activation activation, at::ScalarType type) {
+  return instruction_set().kernels(activation)[static_cast<int>(storage_of(type))];
 }
 
 /// A new tensor of the same shape and, where the input has no gaps, the same strides.
@@ -152,33 +154,60 @@ at::Tensor row_of_epsilons(const at::Tensor& epsilon, const Plan& plan) {
   return epsilon.repeat_interleave(plan.inner).repeat({plan.repeats});
 }
 
-/// f of `input`, which has no gaps, into `output`, which lies alike.
-void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channel_dim,
-             const at::Tensor& output) {
+/// The inputs that an activation may have, at the most.
+constexpr int kInputs = 2;
+
+/// Where the elements of the inputs, or of their gradients, lie; null for a tensor that is absent.
+template <class Void>
+struct Addresses {
+  std::array<Void*, kInputs> first{};
+
+  /// Those of the elements that lie so many bytes behind the first ones.
+  std::array<Void*, kInputs> at(int64_t bytes) const {
+    using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
+    auto addresses = first;
+    for (auto& address : addresses) {
+      if (address) address = static_cast<Byte*>(address) + bytes;
+    }
+    return addresses;
+  }
+};
+
+Addresses<const void> addresses_of(at::TensorList tensors) {
+  Addresses<const void> addresses;
+  for (size_t i = 0; i < tensors.size(); ++i) addresses.first[i] = tensors[i].const_data_ptr();
+  return addresses;
+}
+
+/// f of `inputs`, which have no gaps and lie alike, into `output`, which does so too.
+void forward(Activation activation, at::TensorList inputs, const at::Tensor& epsilon_,
+             int64_t channel_dim, const at::Tensor& output) {
+  const auto& input = inputs[0];
   const int64_t numel = input.numel();
   if (numel == 0) return;
-  const auto& kernels = kernels_for(input.scalar_type());
+  const auto& kernels = kernels_for(activation, input.scalar_type());
   const Plan plan(layout_of(input, epsilon_, channel_dim));
   auto epsilon = epsilon_for(epsilon_, input.scalar_type());
   if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
   const int64_t size = input.element_size(), step = epsilon.element_size();
-  const auto* x = static_cast<const char*>(input.const_data_ptr());
+  const auto x = addresses_of(inputs);
   const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
   auto* y = static_cast<char*>(output.mutable_data_ptr());
-  const bool stream = x != y && numel * size >= kStreamBytes;
+  const bool stream = x.first[0] != y && numel * size >= kStreamBytes;
 
   if (plan.rows) {
     parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i / plan.tiles() * plan.band, column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
-        kernels.forward_rows(x + at, e + column * step, y + at,
+        kernels.forward_rows(x.at(at).data(), e + column * step, y + at,
                              std::min(plan.band, plan.full_rows - row),
                              std::min(plan.tile, plan.columns - column), plan.columns);
       }
     });
     const int64_t at = (numel - plan.rest) * size;
-    kernels.forward_rows(x + at, e, y + at, 1, plan.rest, plan.rest);  // nothing, if rest is 0
+    // Nothing, if rest is 0.
+    kernels.forward_rows(x.at(at).data(), e, y + at, 1, plan.rest, plan.rest);
     return;
   }
   const int64_t channels = epsilon.numel();
@@ -186,7 +215,7 @@ void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channe
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
-      kernels.forward(x + at, e + run % channels * step, y + at,
+      kernels.forward(x.at(at).data(), e + run % channels * step, y + at,
                       std::min(kChunk, plan.inner - start), stream);
     }
   });
@@ -196,7 +225,8 @@ void forward(const at::Tensor& input, const at::Tensor& epsilon_, int64_t channe
 using Sums = c10::SmallVector<double, 16>;
 
 struct Grads {
-  at::Tensor input, epsilon;
+  std::array<at::Tensor, kInputs> inputs;
+  at::Tensor epsilon;
 };
 
 /// Adds up the slots of each epsilon, in a fixed order: `sums` is (slots, repeats, channels,
@@ -216,26 +246,33 @@ at::Tensor fold(const double* sums, int64_t numel, int64_t inner, const at::Tens
   return folded;
 }
 
-/// The gradients wanted. `input` has no gaps, and `grad_output` lies alike.
-Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& epsilon_,
-               int64_t channel_dim, bool want_input, bool want_epsilon) {
+/// The gradients wanted: those of the inputs, then epsilon's. `inputs` have no gaps and lie alike,
+/// and so does `grad_output`.
+Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
+               const at::Tensor& epsilon_, int64_t channel_dim, at::ArrayRef<bool> wanted) {
+  const auto& input = inputs[0];
   const int64_t numel = input.numel();
+  const bool want_epsilon = wanted.back();
   Grads grads;
-  if (want_input) grads.input = empty_output(input);
+  Addresses<void> gx;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!wanted[i]) continue;
+    grads.inputs[i] = empty_output(input);
+    gx.first[i] = grads.inputs[i].mutable_data_ptr();
+  }
   if (numel == 0) {
     if (want_epsilon) grads.epsilon = at::zeros_like(epsilon_);
     return grads;
   }
-  if (!want_input && !want_epsilon) return grads;
-  const auto& kernels = kernels_for(input.scalar_type());
+  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
+  const auto& kernels = kernels_for(activation, input.scalar_type());
   const Plan plan(layout_of(input, epsilon_, channel_dim));
   auto epsilon = epsilon_for(epsilon_, input.scalar_type());
   if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
   const int64_t size = input.element_size(), step = epsilon.element_size();
   const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
-  const auto* x = static_cast<const char*>(input.const_data_ptr());
+  const auto x = addresses_of(inputs);
   const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
-  auto* gx = want_input ? static_cast<char*>(grads.input.mutable_data_ptr()) : nullptr;
   const bool stream = numel * size >= kStreamBytes;
 
   if (plan.rows) {
@@ -245,7 +282,7 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
         const int64_t band = i / plan.tiles(), row = band * plan.band,
                       column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
-        kernels.backward_rows(g + at, x + at, e + column * step, gx ? gx + at : nullptr,
+        kernels.backward_rows(g + at, x.at(at).data(), e + column * step, gx.at(at).data(),
                               want_epsilon ? sums.data() + band * plan.columns + column : nullptr,
                               std::min(plan.band, plan.full_rows - row),
                               std::min(plan.tile, plan.columns - column), plan.columns);
@@ -253,7 +290,7 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
     });
     if (plan.rest > 0) {
       const int64_t at = (numel - plan.rest) * size;
-      kernels.backward_rows(g + at, x + at, e, gx ? gx + at : nullptr,
+      kernels.backward_rows(g + at, x.at(at).data(), e, gx.at(at).data(),
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
@@ -267,7 +304,7 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
-      kernels.backward(g + at, x + at, e + run % channels * step, gx ? gx + at : nullptr,
+      kernels.backward(g + at, x.at(at).data(), e + run % channels * step, gx.at(at).data(),
                        want_epsilon ? &sums[i] : nullptr, std::min(kChunk, plan.inner - start),
                        stream);
     }
@@ -279,7 +316,7 @@ Grads backward(const at::Tensor& grad_output, const at::Tensor& input, const at:
 at::Tensor crrelu_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
   check_arguments(input, epsilon, channel_dim);
   auto output = empty_output(input);
-  forward(without_gaps(input), epsilon, channel_dim, output);
+  forward(Activation::kPlain, {without_gaps(input)}, epsilon, channel_dim, output);
   return output;
 }
 
@@ -289,7 +326,7 @@ at::Tensor& crrelu_out_cpu(const at::Tensor& input, const at::Tensor& epsilon, i
   prepare_out(input, epsilon, out);
   if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
       input.is_non_overlapping_and_dense()) {
-    forward(input, epsilon, channel_dim, out);
+    forward(Activation::kPlain, {input}, epsilon, channel_dim, out);
   } else {
     out.copy_(crrelu_cpu(input, epsilon, channel_dim));
   }
@@ -304,9 +341,29 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_cpu(const at::Tensor& grad_ou
   check_arguments(input, epsilon, channel_dim);
   check_grad_output(grad_output, input);
   const auto dense = without_gaps(input);
-  auto grads = backward(laid_out_as(grad_output, dense), dense, epsilon, channel_dim,
-                        output_mask[0], output_mask[1]);
-  return {std::move(grads.input), std::move(grads.epsilon)};
+  auto grads = backward(Activation::kPlain, laid_out_as(grad_output, dense), {dense}, epsilon,
+                        channel_dim, output_mask);
+  return {std::move(grads.inputs[0]), std::move(grads.epsilon)};
+}
+
+at::Tensor crrelu_glu_cpu(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
+                          int64_t channel_dim) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  const auto dense = without_gaps(gate);
+  auto output = empty_output(dense);
+  forward(Activation::kGated, {dense, laid_out_as(up, dense)}, epsilon, channel_dim, output);
+  return output;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
+    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
+  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
+  const auto dense = without_gaps(gate);
+  auto grads = backward(Activation::kGated, laid_out_as(grad_output, dense),
+                        {dense, laid_out_as(up, dense)}, epsilon, channel_dim, output_mask);
+  return {std::move(grads.inputs[0]), std::move(grads.inputs[1]), std::move(grads.epsilon)};
 }
 
 }  // namespace
@@ -315,6 +372,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) {
   m.impl("crrelu", crrelu_cpu);
   m.impl("crrelu.out", crrelu_out_cpu);
   m.impl("crrelu_backward", crrelu_backward_cpu);
+  m.impl("crrelu_glu", crrelu_glu_cpu);
+  m.impl("crrelu_glu_backward", crrelu_glu_backward_cpu);
 }
 
 }  // namespace crrelu

@@ -11,7 +11,7 @@ namespace crrelu {
 struct InstructionSet {
   const char* name;
   bool (*supported)();
-  const Kernels* (*kernels)();
+  const Kernels* (*kernels)(Activation activation);
 };
 
 /// Those of this build that this processor has, best first.

@@ -8,34 +8,39 @@
 
 namespace crrelu {
 
-/// `input`, `output`, `grad_*` point to the stored type at any alignment; `epsilon` to its
-/// Arithmetic type; sums are double. In the plain form one epsilon serves all elements; in the row
-/// form the elements are a matrix with `stride` elements from row to row, and each column has its
-/// own epsilon.
+/// `inputs` are as many as the activation takes, `grad_inputs` likewise, each null where it is not
+/// wanted. They, `output` and `grad_output` point to the stored type at any alignment; `epsilon` to
+/// its Arithmetic type; sums are double. In the plain form one epsilon serves all elements; in the
+/// row form the elements are a matrix with `stride` elements from row to row, and each column has
+/// its own epsilon.
 struct Kernels {
-  /// output[i] = f(input[i]); output may be input. `stream` writes past the caches: for results too
-  /// large for them.
-  void (*forward)(const void* input, const void* epsilon, void* output, int64_t numel, bool stream);
-  void (*forward_rows)(const void* input, const void* epsilon, void* output, int64_t rows,
+  /// output[i] = f(inputs[0][i], ...); output may be an input. `stream` writes past the caches: for
+  /// results too large for them.
+  void (*forward)(const void* const* inputs, const void* epsilon, void* output, int64_t numel,
+                  bool stream);
+  void (*forward_rows)(const void* const* inputs, const void* epsilon, void* output, int64_t rows,
                        int64_t columns, int64_t stride);
 
-  /// grad_input[i] = grad_output[i] f'(input[i]); returns the sum of grad_output[i]
-  /// df/depsilon(input[i]). grad_input may be null where it is not wanted; sum likewise. The order
-  /// of the sum depends on numel alone.
-  void (*backward)(const void* grad_output, const void* input, const void* epsilon,
-                   void* grad_input, double* sum, int64_t numel, bool stream);
+  /// grad_inputs[k][i] = grad_output[i] df/dinputs[k]; *sum = the sum of grad_output[i]
+  /// df/depsilon, if sum is not null. The order of the sum depends on numel alone. Something must
+  /// be wanted.
+  void (*backward)(const void* grad_output, const void* const* inputs, const void* epsilon,
+                   void* const* grad_inputs, double* sum, int64_t numel, bool stream);
   /// sums[column] += that column's sum. Null as above.
-  void (*backward_rows)(const void* grad_output, const void* input, const void* epsilon,
-                        void* grad_input, double* sums, int64_t rows, int64_t columns,
+  void (*backward_rows)(const void* grad_output, const void* const* inputs, const void* epsilon,
+                        void* const* grad_inputs, double* sums, int64_t rows, int64_t columns,
                         int64_t stride);
 };
 
 enum class Storage { kFloat, kDouble, kBFloat16, kHalf };
 inline constexpr int kStorages = 4;
 
+/// The activations of crrelu_math.h.
+enum class Activation { kPlain, kGated };
+
 /// Indexed by Storage. The AVX tables exist on x86-64 only.
-const Kernels* kernels_scalar();
-const Kernels* kernels_avx2();
-const Kernels* kernels_avx512();
+const Kernels* kernels_scalar(Activation activation);
+const Kernels* kernels_avx2(Activation activation);
+const Kernels* kernels_avx512(Activation activation);
 
 }  // namespace crrelu

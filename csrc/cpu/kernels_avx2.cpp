@@ -24,7 +24,9 @@
 
 namespace crrelu {
 
-const Kernels* kernels_avx2() { return Tables<CRReLU, Float32x8, Float64x4>::kernels; }
+const Kernels* kernels_avx2(Activation activation) {
+  return kernels_of<Float32x8, Float64x4>(activation);
+}
 
 }  // namespace crrelu
 

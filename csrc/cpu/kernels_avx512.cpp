@@ -26,7 +26,9 @@
 
 namespace crrelu {
 
-const Kernels* kernels_avx512() { return Tables<CRReLU, Float32x16, Float64x8>::kernels; }
+const Kernels* kernels_avx512(Activation activation) {
+  return kernels_of<Float32x16, Float64x8>(activation);
+}
 
 }  // namespace crrelu
 

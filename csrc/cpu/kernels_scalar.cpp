@@ -4,6 +4,8 @@
 
 namespace crrelu {
 
-const Kernels* kernels_scalar() { return Tables<CRReLU, Float64x1, Float64x1>::kernels; }
+const Kernels* kernels_scalar(Activation activation) {
+  return kernels_of<Float64x1, Float64x1>(activation);
+}
 
 }  // namespace crrelu

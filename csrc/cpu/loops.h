@@ -1,5 +1,5 @@
-// Load, compute, store, and sum. Written once, over a functor F (the formula), a vocabulary V and a
-// stored type S. Included inside an instruction set's target region.
+// Load, compute, store, and sum. Written once, over an activation F (crrelu_math.h), a vocabulary V
+// and a stored type S. Included inside an instruction set's target region.
 //
 // The main loop computes several vectors in lockstep, which fills the latency of the long chain
 // behind exp; what is left takes masked loads and stores and the same arithmetic, so no result
@@ -21,58 +21,143 @@ class Loops {
 
  private:
   using Real = typename Arithmetic<S>::type;
+  static constexpr int kInputs = F::kInputs;
   // Side by side as many vectors as the registers hold constants and intermediate values for.
   using Wide = Pair<Pair<V>>;
-  using WideSlopes = typename std::conditional<P == Precision::kFull, Pair<V>, Wide>::type;
-  template <class W>
-  using Memory = AnyOrder<typename W::Half, S>;
+  using WideGradients =
+      typename std::conditional<P == Precision::kFull && kInputs == 1, Pair<V>, Wide>::type;
   template <class W>
   using Parameter = typename F::template Parameter<W>;
 
   /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
   /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
-  static constexpr int64_t kBlock = 32 * WideSlopes::kLanes;
+  static constexpr int64_t kBlock = 32 * WideGradients::kLanes;
   /// Rows whose sums are added up before they are moved into double.
   static constexpr int64_t kRows = 4;
 
   static int tail(int64_t left) { return left < V::kLanes ? static_cast<int>(left) : V::kLanes; }
+
+  // How vectors are read and written: in order; where the order of the lanes is free, as it is
+  // cheapest, perhaps past the caches; or so many elements as are left.
+  struct InOrder {
+    template <class W>
+    static CRRELU_INLINE W load(const S* p) {
+      return W::load(p);
+    }
+    template <class W>
+    static CRRELU_INLINE void store(W value, S* p) {
+      value.store(p);
+    }
+  };
+  struct Cached {
+    template <class W>
+    static CRRELU_INLINE W load(const S* p) {
+      return AnyOrder<typename W::Half, S>::load(p);
+    }
+    template <class W>
+    static CRRELU_INLINE void store(W value, S* p) {
+      AnyOrder<typename W::Half, S>::store(value, p);
+    }
+  };
+  struct Streamed : Cached {
+    template <class W>
+    static CRRELU_INLINE void store(W value, S* p) {
+      AnyOrder<typename W::Half, S>::stream(value, p);
+    }
+  };
+  struct First {
+    int count;
+    template <class W>
+    CRRELU_INLINE W load(const S* p) const {
+      return W::load(p, count);
+    }
+    template <class W>
+    CRRELU_INLINE void store(W value, S* p) const {
+      value.store(p, count);
+    }
+  };
+
+  /// The tensors of a call.
+  struct Sources {
+    const S* p[kInputs];
+    explicit Sources(const void* const* inputs) {
+      for (int k = 0; k < kInputs; ++k) p[k] = static_cast<const S*>(inputs[k]);
+    }
+  };
+  struct Targets {
+    S* p[kInputs] = {};
+    bool any = false;
+    bool can_stream = true;
+    explicit Targets(void* const* grads) {
+      for (int k = 0; k < kInputs; ++k) {
+        p[k] = static_cast<S*>(grads[k]);
+        any = any || p[k];
+        can_stream = can_stream && Loops::can_stream(p[k]);
+      }
+    }
+  };
   static bool can_stream(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
-  static void forward(const void* input, const void* epsilon, void* output, int64_t numel,
+  template <class W>
+  struct Inputs {
+    W x[kInputs];
+    template <class Access>
+    CRRELU_INLINE Inputs(const Sources& sources, int64_t i, Access access) {
+      for (int k = 0; k < kInputs; ++k) x[k] = access.template load<W>(sources.p[k] + i);
+    }
+  };
+
+  template <class W, class Access>
+  static CRRELU_INLINE void forward_at(int64_t i, const Sources& inputs,
+                                       const Parameter<W>& parameter, S* y, Access access) {
+    const Inputs<W> in(inputs, i, access);
+    access.store(F::template value<P>(in.x, parameter), y + i);
+  }
+
+  /// Stores the gradients of the inputs, returns the terms of the parameter's gradient.
+  template <bool kWantInputs, class W, class Access>
+  static CRRELU_INLINE Product<W> backward_at(int64_t i, const S* g, const Sources& inputs,
+                                              const Parameter<W>& parameter, const Targets& grads,
+                                              Access access) {
+    const W grad_output = access.template load<W>(g + i);
+    const Inputs<W> in(inputs, i, access);
+    const auto gradients = F::template gradients<P>(grad_output, in.x, parameter);
+    if constexpr (kWantInputs) {
+      for (int k = 0; k < kInputs; ++k) {
+        if (kInputs == 1 || grads.p[k]) access.store(gradients.inputs[k], grads.p[k] + i);
+      }
+    }
+    return gradients.parameter;
+  }
+
+  static void forward(const void* const* inputs, const void* epsilon, void* output, int64_t numel,
                       bool stream) {
-    const auto* x = static_cast<const S*>(input);
     auto* y = static_cast<S*>(output);
     const Real parameter = *static_cast<const Real*>(epsilon);
     if (stream && can_stream(y)) {
-      forward_run<true>(x, parameter, y, numel);
+      forward_run(Sources(inputs), parameter, y, numel, Streamed());
       V::stream_fence();
     } else {
-      forward_run<false>(x, parameter, y, numel);
+      forward_run(Sources(inputs), parameter, y, numel, Cached());
     }
   }
 
-  template <bool kStream>
-  static void forward_run(const S* x, Real epsilon, S* y, int64_t numel) {
+  template <class Access>
+  static void forward_run(const Sources inputs, Real epsilon, S* y, int64_t numel, Access access) {
     const Parameter<Wide> wide_parameter{Wide(epsilon)};
     const Parameter<V> parameter{V(epsilon)};
     int64_t i = 0;
     for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
-      const Wide value = F::template value<P>(Memory<Wide>::load(x + i), wide_parameter);
-      if constexpr (kStream) {
-        Memory<Wide>::stream(value, y + i);
-      } else {
-        Memory<Wide>::store(value, y + i);
-      }
+      forward_at<Wide>(i, inputs, wide_parameter, y, access);
     }
     for (; i < numel; i += V::kLanes) {
-      const int count = tail(numel - i);
-      F::template value<P>(V::load(x + i, count), parameter).store(y + i, count);
+      forward_at<V>(i, inputs, parameter, y, First{tail(numel - i)});
     }
   }
 
-  static void forward_rows(const void* input, const void* epsilon_, void* output, int64_t rows,
-                           int64_t columns, int64_t stride) {
-    const auto* x = static_cast<const S*>(input);
+  static void forward_rows(const void* const* inputs_, const void* epsilon_, void* output,
+                           int64_t rows, int64_t columns, int64_t stride) {
+    const Sources inputs(inputs_);
     auto* y = static_cast<S*>(output);
     const auto* epsilon = static_cast<const Real*>(epsilon_);
     for (int64_t row = 0; row < rows; row += kRows) {
@@ -81,69 +166,58 @@ class Loops {
       for (; i + Wide::kLanes <= columns; i += Wide::kLanes) {
         const Parameter<Wide> parameter(Wide::load(epsilon + i));
         for (int64_t j = begin + i; j < end; j += stride)
-          F::template value<P>(Wide::load(x + j), parameter).store(y + j);
+          forward_at<Wide>(j, inputs, parameter, y, InOrder());
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
         const Parameter<V> parameter(V::load(epsilon + i, count));
-        for (int64_t j = begin + i; j < end; j += stride) {
-          F::template value<P>(V::load(x + j, count), parameter).store(y + j, count);
-        }
+        for (int64_t j = begin + i; j < end; j += stride)
+          forward_at<V>(j, inputs, parameter, y, First{count});
       }
     }
   }
 
-  static void backward(const void* grad_output, const void* input, const void* epsilon,
-                       void* grad_input, double* sum, int64_t numel, bool stream) {
+  static void backward(const void* grad_output, const void* const* inputs_, const void* epsilon,
+                       void* const* grad_inputs, double* sum, int64_t numel, bool stream) {
     const auto* g = static_cast<const S*>(grad_output);
-    const auto* x = static_cast<const S*>(input);
-    auto* gx = static_cast<S*>(grad_input);
+    const Sources inputs(inputs_);
+    const Targets grads(grad_inputs);
     const Real parameter = *static_cast<const Real*>(epsilon);
-    if (!gx) {
-      *sum = backward_run<false, true, false>(g, x, parameter, gx, numel);
-    } else if (stream && can_stream(gx)) {
+    if (!grads.any) {
+      *sum = backward_run<false, true>(g, inputs, parameter, grads, numel, Cached());
+    } else if (stream && grads.can_stream) {
       if (sum) {
-        *sum = backward_run<true, true, true>(g, x, parameter, gx, numel);
+        *sum = backward_run<true, true>(g, inputs, parameter, grads, numel, Streamed());
       } else {
-        backward_run<true, false, true>(g, x, parameter, gx, numel);
+        backward_run<true, false>(g, inputs, parameter, grads, numel, Streamed());
       }
       V::stream_fence();
     } else if (sum) {
-      *sum = backward_run<true, true, false>(g, x, parameter, gx, numel);
+      *sum = backward_run<true, true>(g, inputs, parameter, grads, numel, Cached());
     } else {
-      backward_run<true, false, false>(g, x, parameter, gx, numel);
+      backward_run<true, false>(g, inputs, parameter, grads, numel, Cached());
     }
   }
 
-  template <bool kInput, bool kParameter, bool kStream>
-  static double backward_run(const S* g, const S* x, Real epsilon, S* gx, int64_t numel) {
-    const Parameter<WideSlopes> wide_parameter{WideSlopes(epsilon)};
+  template <bool kWantInputs, bool kWantParameter, class Access>
+  static double backward_run(const S* g, const Sources inputs, Real epsilon, const Targets grads,
+                             int64_t numel, Access access) {
+    const Parameter<WideGradients> wide_parameter{WideGradients(epsilon)};
     const Parameter<V> parameter{V(epsilon)};
-    double lanes[WideSlopes::kLanes] = {};
+    double lanes[WideGradients::kLanes] = {};
     for (int64_t i = 0; i < numel;) {
       const int64_t end = numel - i < kBlock ? numel : i + kBlock;
-      WideSlopes wide_sum(0);
+      WideGradients wide_sum(0);
       V sum(0);
-      for (; i + WideSlopes::kLanes <= end; i += WideSlopes::kLanes) {
-        const WideSlopes grad = Memory<WideSlopes>::load(g + i);
-        const auto slopes = F::template slopes<P>(Memory<WideSlopes>::load(x + i), wide_parameter);
-        if constexpr (kStream) {
-          Memory<WideSlopes>::stream(grad * slopes.input, gx + i);
-        } else if constexpr (kInput) {
-          Memory<WideSlopes>::store(grad * slopes.input, gx + i);
-        }
-        wide_sum = fma(grad, slopes.parameter, wide_sum);
+      for (; i + WideGradients::kLanes <= end; i += WideGradients::kLanes) {
+        wide_sum = wide_sum + backward_at<kWantInputs>(i, g, inputs, wide_parameter, grads, access);
       }
-      for (; i < end;
-           i += V::kLanes) {  // the last block's tail: absent lanes read zeros and add zeros
-        const int count = tail(end - i);
-        const V grad = V::load(g + i, count);
-        const auto slopes = F::template slopes<P>(V::load(x + i, count), parameter);
-        if constexpr (kInput) (grad * slopes.input).store(gx + i, count);
-        sum = fma(grad, slopes.parameter, sum);
+      // The last block's tail: absent lanes read zeros and add zeros.
+      for (; i < end; i += V::kLanes) {
+        sum = sum + backward_at<kWantInputs>(i, g, inputs, parameter, grads, First{tail(end - i)});
       }
-      if constexpr (kParameter) {
-        accumulate(wide_sum, lanes, WideSlopes::kLanes);
+      if constexpr (kWantParameter) {
+        accumulate(wide_sum, lanes, WideGradients::kLanes);
         accumulate(sum, lanes, V::kLanes);
       }
     }
@@ -152,50 +226,43 @@ class Loops {
     return total;
   }
 
-  static void backward_rows(const void* grad_output, const void* input, const void* epsilon_,
-                            void* grad_input, double* sums, int64_t rows, int64_t columns,
-                            int64_t stride) {
+  static void backward_rows(const void* grad_output, const void* const* inputs_,
+                            const void* epsilon_, void* const* grad_inputs, double* sums,
+                            int64_t rows, int64_t columns, int64_t stride) {
     const auto* g = static_cast<const S*>(grad_output);
-    const auto* x = static_cast<const S*>(input);
-    auto* gx = static_cast<S*>(grad_input);
+    const Sources inputs(inputs_);
+    const Targets grads(grad_inputs);
     const auto* epsilon = static_cast<const Real*>(epsilon_);
-    if (!gx) {
-      backward_matrix<false, true>(g, x, epsilon, gx, sums, rows, columns, stride);
+    if (!grads.any) {
+      backward_matrix<false, true>(g, inputs, epsilon, grads, sums, rows, columns, stride);
     } else if (sums) {
-      backward_matrix<true, true>(g, x, epsilon, gx, sums, rows, columns, stride);
+      backward_matrix<true, true>(g, inputs, epsilon, grads, sums, rows, columns, stride);
     } else {
-      backward_matrix<true, false>(g, x, epsilon, gx, sums, rows, columns, stride);
+      backward_matrix<true, false>(g, inputs, epsilon, grads, sums, rows, columns, stride);
     }
   }
 
-  template <bool kInput, bool kParameter>
-  static void backward_matrix(const S* g, const S* x, const Real* epsilon, S* gx, double* sums,
-                              int64_t rows, int64_t columns, int64_t stride) {
+  template <bool kWantInputs, bool kWantParameter>
+  static void backward_matrix(const S* g, const Sources inputs, const Real* epsilon,
+                              const Targets grads, double* sums, int64_t rows, int64_t columns,
+                              int64_t stride) {
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
       int64_t i = 0;
-      for (; i + WideSlopes::kLanes <= columns; i += WideSlopes::kLanes) {
-        const Parameter<WideSlopes> parameter(WideSlopes::load(epsilon + i));
-        WideSlopes sum(0);
-        for (int64_t j = begin + i; j < end; j += stride) {
-          const WideSlopes grad = WideSlopes::load(g + j);
-          const auto slopes = F::template slopes<P>(WideSlopes::load(x + j), parameter);
-          if constexpr (kInput) (grad * slopes.input).store(gx + j);
-          sum = fma(grad, slopes.parameter, sum);
-        }
-        if constexpr (kParameter) accumulate(sum, sums + i, WideSlopes::kLanes);
+      for (; i + WideGradients::kLanes <= columns; i += WideGradients::kLanes) {
+        const Parameter<WideGradients> parameter(WideGradients::load(epsilon + i));
+        WideGradients sum(0);
+        for (int64_t j = begin + i; j < end; j += stride)
+          sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, InOrder());
+        if constexpr (kWantParameter) accumulate(sum, sums + i, WideGradients::kLanes);
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
         const Parameter<V> parameter(V::load(epsilon + i, count));
         V sum(0);
-        for (int64_t j = begin + i; j < end; j += stride) {
-          const V grad = V::load(g + j, count);
-          const auto slopes = F::template slopes<P>(V::load(x + j, count), parameter);
-          if constexpr (kInput) (grad * slopes.input).store(gx + j, count);
-          sum = fma(grad, slopes.parameter, sum);
-        }
-        if constexpr (kParameter) accumulate(sum, sums + i, count);
+        for (int64_t j = begin + i; j < end; j += stride)
+          sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, First{count});
+        if constexpr (kWantParameter) accumulate(sum, sums + i, count);
       }
     }
   }
@@ -223,6 +290,12 @@ struct Tables {
       Loops<F, V32, kFloat, Half>::kernels(),
   };
 };
+
+template <class V32, class V64>
+const Kernels* kernels_of(Activation activation) {
+  return activation == Activation::kPlain ? Tables<CRReLU, V32, V64>::kernels
+                                          : Tables<CRReLUGated, V32, V64>::kernels;
+}
 
 }  // namespace
 }  // namespace crrelu

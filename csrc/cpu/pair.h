@@ -57,7 +57,7 @@ struct Pair {
   static CRRELU_INLINE Pair shifter() { return {V::shifter(), V::shifter()}; }
   static CRRELU_INLINE Pair fraction(Pair x) { return {V::fraction(x.a), V::fraction(x.b)}; }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Pair> exp_reduced(Pair shifted, Pair r) {
+  static CRRELU_INLINE auto exp_reduced(Pair shifted, Pair r) {
     return pair(V::template exp_reduced<P>(shifted.a, r.a),
                 V::template exp_reduced<P>(shifted.b, r.b));
   }

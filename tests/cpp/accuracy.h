@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch.h"
 
 namespace crrelu {
 
@@ -53,9 +53,34 @@ using Real = typename Arithmetic<S>::type;
 template <class S>
 constexpr bool kIs16Bit = sizeof(S) == 2;
 
+/// The kernels of CRReLU for one stored type, called with its one input.
+class PlainKernels {
+ public:
+  explicit PlainKernels(const Kernels& kernels) : kernels_(kernels) {}
+
+  void forward(const void* x, const void* epsilon, void* y, int64_t numel, bool stream) const {
+    kernels_.forward(&x, epsilon, y, numel, stream);
+  }
+  void forward_rows(const void* x, const void* epsilon, void* y, int64_t rows, int64_t columns,
+                    int64_t stride) const {
+    kernels_.forward_rows(&x, epsilon, y, rows, columns, stride);
+  }
+  void backward(const void* g, const void* x, const void* epsilon, void* gx, double* sum,
+                int64_t numel, bool stream) const {
+    kernels_.backward(g, &x, epsilon, &gx, sum, numel, stream);
+  }
+  void backward_rows(const void* g, const void* x, const void* epsilon, void* gx, double* sums,
+                     int64_t rows, int64_t columns, int64_t stride) const {
+    kernels_.backward_rows(g, &x, epsilon, &gx, sums, rows, columns, stride);
+  }
+
+ private:
+  const Kernels& kernels_;
+};
+
 template <class S>
-const Kernels& kernels_of(const Kernels* table) {
-  return table[static_cast<int>(Stored<S>::kStorage)];
+PlainKernels plain_kernels(const InstructionSet& isa) {
+  return PlainKernels(isa.kernels(Activation::kPlain)[static_cast<int>(Stored<S>::kStorage)]);
 }
 
 /// The numbers of a 16-bit type in their order: 0 is zero, 1 the smallest positive number, -1 its
@@ -198,7 +223,7 @@ template <class S>
 struct Results {
   std::vector<S> value, slope, epsilon_slope;
 
-  Results(const Kernels& kernels, const std::vector<S>& x, Real<S> epsilon)
+  Results(const PlainKernels& kernels, const std::vector<S>& x, Real<S> epsilon)
       : value(x.size()), slope(x.size()), epsilon_slope(x.size()) {
     const int64_t numel = x.size();
     const std::vector<S> ones(numel, rounded<S>(1));
@@ -251,7 +276,7 @@ struct Errors {
 
   /// By the kernels' results at the oracle's arguments.
   template <class S>
-  void update(const Kernels& kernels, const Oracle<S>& oracle, Real<S> epsilon) {
+  void update(const PlainKernels& kernels, const Oracle<S>& oracle, Real<S> epsilon) {
     const Results<S> results(kernels, oracle.x, epsilon);
     const Wide<S> e = epsilon;
     const auto zero = [](size_t) { return Wide<S>(0); };

@@ -1,0 +1,140 @@
+"""CRReLU in models that others wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from crrelu_ext.modules import CRReLU
+
+
+def replace_activation(
+    model: nn.Module,
+    old: type[nn.Module] | tuple[type[nn.Module], ...] = nn.GELU,
+    new: Callable[[], nn.Module] = CRReLU,
+) -> dict[str, nn.Module]:
+    """Puts a new activation in the place of every module of type ``old``, below ``model``.
+
+    One module used in several places stays one: its places share the new one's epsilon. The new
+    ones go to the device of the parameters around them, in float32, and take the old ones' training
+    mode. Call it before the optimizer is made, which must learn of the new parameters.
+
+    Args:
+        model: is changed.
+        old: the type or types to be replaced, subclasses included. transformers and timm have
+            GELU types of their own: ``transformers.activations.GELUActivation``,
+            ``timm.layers.GELU``.
+        new: makes a module; CRReLU itself, or say ``lambda: CRReLU(384, channel_dim=-1)``.
+
+    Returns:
+        The new modules by their names in the model; empty if there was nothing to replace.
+
+    Raises:
+        TypeError: an argument is of another type; ``new`` makes something else than a module.
+        ValueError: the model itself is of type ``old``: nothing holds it that could be changed.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
+    types = old if isinstance(old, tuple) else (old,)
+    if not types or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in types):
+        raise TypeError(f"old is {old!r}; allowed are types of torch.nn.Module, one or a tuple")
+    if isinstance(model, types):
+        raise ValueError(f"model itself is a {type(model).__name__}; replace it where it is held")
+    if not callable(new):
+        raise TypeError(f"new is a {type(new).__name__}; allowed is what makes a torch.nn.Module")
+
+    places = [
+        (name, parent, child_name, child)
+        for name, parent, child_name, child in _children(model)
+        if isinstance(child, types)
+    ]
+    made: dict[nn.Module, nn.Module] = {}
+    for _, parent, _, child in places:  # all before the first change: if one fails, none is made
+        if child not in made:
+            made[child] = _like(child, parent, model, new())
+    for _, parent, child_name, child in places:
+        setattr(parent, child_name, made[child])
+    return {name: made[child] for name, _, _, child in places}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """A model's trainable parameters as an optimizer takes them, epsilons without weight decay.
+
+    Decay would pull an epsilon to 0, where CRReLU is ReLU. Biases and norms, which have one
+    dimension or none, are left out of it too, as is usual.
+
+    Args:
+        model: CRReLU modules, at any depth, are looked for.
+        weight_decay: of all other parameters.
+
+    Returns:
+        Two groups, ``{"params": ..., "weight_decay": ...}``; every parameter is in one of them.
+    """
+    epsilons = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, CRReLU)
+        for parameter in module.parameters()
+    }
+    decayed, spared = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            spare = parameter.dim() <= 1 or id(parameter) in epsilons
+            (spared if spare else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def register() -> list[str]:
+    """Makes "crrelu" the name of an activation in transformers and timm, as far as installed.
+
+    Then ``GPT2Config(activation_function="crrelu")`` and
+    ``timm.create_model("vit_tiny_patch16_224", act_layer="crrelu")`` make models with a learnable
+    epsilon in each activation. Importing those packages takes seconds, so crrelu_ext does not do
+    it by itself.
+
+    Returns:
+        The packages that know the name now.
+    """
+    found = [name for name in _REGISTRATIONS if importlib.util.find_spec(name)]
+    for name in found:
+        _REGISTRATIONS[name]()
+    return found
+
+
+def _register_with_transformers() -> None:
+    from transformers.activations import ACT2FN
+
+    ACT2FN["crrelu"] = CRReLU
+
+
+def _register_with_timm() -> None:
+    from timm.layers import create_act
+
+    for layers in (create_act._ACT_LAYER_DEFAULT, create_act._ACT_LAYER_ME):
+        layers["crrelu"] = CRReLU
+
+
+_REGISTRATIONS = {"transformers": _register_with_transformers, "timm": _register_with_timm}
+
+
+def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Every place of a module below another: its full name, its holder, its name there, itself."""
+    for prefix, parent in model.named_modules():
+        for name, child in parent._modules.items():  # named_children() leaves out repetitions
+            if child is not None:
+                yield f"{prefix}.{name}" if prefix else name, parent, name, child
+
+
+def _like(old: nn.Module, parent: nn.Module, model: nn.Module, new: nn.Module) -> nn.Module:
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"new makes a {type(new).__name__}; allowed is a torch.nn.Module")
+    neighbour = next((p for holder in (parent, model) for p in holder.parameters()), None)
+    if neighbour is not None:
+        new.to(neighbour.device)
+    return new.train(old.training)
