@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import json
 import platform
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from crrelu_ext._nested import is_jagged, on_values
 
 _PACKAGE = Path(__file__).parent
 _SOURCE = _PACKAGE.parent if (_PACKAGE.parent / "csrc").is_dir() else None
@@ -66,6 +70,29 @@ try:
     __version__ = importlib.metadata.version("crrelu-ext")
 except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
+
+
+def general(name: str, *arguments: Any, **out: Any) -> Any:
+    """Calls an operator through torch.ops, for arguments that are no plain tensors.
+
+    Nested tensors are taken by their values. The first time that DTensors can be among the
+    arguments they learn how to shard the operator; not at import, since to import
+    torch.distributed.tensor takes half as long as torch itself.
+    """
+    operator = getattr(torch.ops.crrelu_ext, name)
+    *inputs, epsilon, channel_dim = arguments
+    if any(is_jagged(x) for x in inputs) and not out:
+        return on_values(operator, name, tuple(inputs), epsilon, channel_dim)
+    if "torch.distributed.tensor" in sys.modules:
+        _register_sharding()
+    return operator(*arguments, **out)
+
+
+@functools.cache
+def _register_sharding() -> None:
+    from crrelu_ext import _sharding
+
+    _sharding.register()
 
 
 def build_info() -> dict[str, Any]:

@@ -57,7 +57,8 @@ class CRReLUMLP(nn.Module):
         hidden = self.fc1(input)
         if is_compiling() or not native or not torch.is_grad_enabled():
             return self.fc2(self.act(hidden))
-        weight, bias = self.fc2.weight, self.fc2.bias
+        weight: Tensor = self.fc2.weight
+        bias: Tensor | None = self.fc2.bias
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -87,10 +88,10 @@ class _ActivateAndProject(torch.autograd.Function):
         hidden, epsilon, weight = ctx.saved_tensors
         for_hidden, for_epsilon, for_weight, for_bias = ctx.needs_input_grad
         grad_hidden = grad_epsilon = grad_weight = grad_bias = None
-        rows = grad_output.flatten(0, -2)
+        rows = grad_output.reshape(-1, grad_output.shape[-1])
         if for_weight:
             activation = crrelu(hidden, epsilon, channel_dim=-1)
-            grad_weight = rows.t() @ activation.flatten(0, -2)
+            grad_weight = rows.t() @ activation.reshape(-1, hidden.shape[-1])
         if for_bias:
             grad_bias = rows.sum(0)
         if for_hidden or for_epsilon:

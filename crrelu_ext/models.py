@@ -79,7 +79,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if isinstance(module, CRReLU)
         for parameter in module.parameters()
     }
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             spare = parameter.dim() <= 1 or id(parameter) in epsilons

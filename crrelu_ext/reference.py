@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crrelu_ext._nested import is_jagged, on_values
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # exp(-x²/2) is zero from here on; beyond it, inf · 0 would make a NaN of the limits.
 _FAR = {torch.float32: 20.5, torch.float64: 55.0}
@@ -30,6 +32,12 @@ def crrelu(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as :func:`crrelu_ext.crrelu`.
     """
+    if is_jagged(input):
+        return on_values(_crrelu, "crrelu", (input,), epsilon, channel_dim)
+    return _crrelu(input, epsilon, channel_dim)
+
+
+def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
     check_arguments(input, epsilon, channel_dim)
     return _value(input, epsilon, channel_dim).to(input.dtype)
 
@@ -39,10 +47,18 @@ def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 
 
     16-bit types are computed in float32 and rounded once.
     """
+    if is_jagged(gate) or is_jagged(up):
+        return on_values(_crrelu_glu, "crrelu_glu", (gate, up), epsilon, channel_dim)
+    return _crrelu_glu(gate, up, epsilon, channel_dim)
+
+
+def _crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
     check_arguments(gate, epsilon, channel_dim, op="crrelu_glu", name="gate")
     if not isinstance(up, Tensor):
         given = type(up).__name__
         raise TypeError(f"crrelu_glu: up is a {given}; allowed is a torch.Tensor")
+    if up.layout != torch.strided:
+        raise ValueError(f"crrelu_glu: up has layout {up.layout}; allowed is torch.strided")
     if up.shape != gate.shape:
         raise ValueError(
             f"crrelu_glu: up has shape {tuple(up.shape)}; allowed is that of gate, "

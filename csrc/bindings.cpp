@@ -36,8 +36,10 @@ int64_t channel_dim_of(py::handle argument) {
   return THPUtils_unpackLong(argument.ptr());
 }
 
-py::object torch_op(const char* name) {
-  return py::module_::import("torch").attr("ops").attr("crrelu_ext").attr(name);
+/// The call through torch.ops, where tensor subclasses and modes see it.
+template <class... Arguments>
+PyObject* general(const Arguments&... arguments) {
+  return py::module_::import("crrelu_ext._ops").attr("general")(arguments...).release().ptr();
 }
 
 /// Fewer elements are computed in less time than other threads take to notice.
@@ -68,7 +70,7 @@ PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!plain({input, epsilon})) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
-    return torch_op("crrelu")(input, epsilon, channel_dim).release().ptr();
+    return general("crrelu", input, epsilon, channel_dim);
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   return wrapped(x.numel(), [&] { return crrelu_op().call(x, e, channel_dim); });
@@ -86,7 +88,7 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
     check_tensor(out, "out");
-    return torch_op("crrelu")(input, epsilon, channel_dim, py::arg("out") = out).release().ptr();
+    return general("crrelu", input, epsilon, channel_dim, py::arg("out") = out);
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor y = THPVariable_Unpack(out.ptr());
@@ -109,7 +111,7 @@ PyObject* crrelu_glu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(gate, "gate", "crrelu_glu");
     check_tensor(up, "up", "crrelu_glu");
     check_tensor(epsilon, "epsilon", "crrelu_glu");
-    return torch_op("crrelu_glu")(gate, up, epsilon, channel_dim).release().ptr();
+    return general("crrelu_glu", gate, up, epsilon, channel_dim);
   }
   const auto &x = THPVariable_Unpack(gate.ptr()), &y = THPVariable_Unpack(up.ptr()),
              &e = THPVariable_Unpack(epsilon.ptr());

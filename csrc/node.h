@@ -9,6 +9,7 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
+#include <mutex>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -60,13 +61,15 @@ class FormulaNode : public torch::autograd::Node {
     packed.pack(channel_dim_);
     packed.pack(std::vector<bool>(mask.begin(), mask.end()));
     const auto& arguments = packed.vec();
-    std::vector<at::TypePtr> types;
-    for (const auto& argument : arguments) types.push_back(argument.type());
     const auto& python = compiled::getPyCompilerInterface();
-    const auto function =
-        python->bind_function(swap.get_py_compiler(), name(), apply_packed, std::move(types));
+    static std::once_flag bound;
+    std::call_once(bound, [&] {
+      std::vector<at::TypePtr> types;
+      for (const auto& argument : arguments) types.push_back(argument.type());
+      python->bind_function(swap.get_py_compiler(), name(), apply_packed, std::move(types));
+    });
     auto result = python->call_function(
-        swap.get_py_compiler(), "apply_functional", function, grads, arguments,
+        swap.get_py_compiler(), "apply_functional", name(), grads, arguments,
         compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
             compiled::get_input_metadata(next_edges())));
     for (auto& tensor : saved_) swap.after(tensor);

@@ -1,19 +1,25 @@
 // The operators' schemas, nothing else; each backend registers its kernels in its own file.
 #include <torch/library.h>
 
+#include <vector>
+
 TORCH_LIBRARY(crrelu_ext, m) {
-  m.def("crrelu(Tensor input, Tensor epsilon, int channel_dim=1) -> Tensor");
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  m.def("crrelu(Tensor input, Tensor epsilon, int channel_dim=1) -> Tensor", tags);
   m.def(
       "crrelu.out(Tensor input, Tensor epsilon, int channel_dim=1, *, Tensor(a!) out) -> "
-      "Tensor(a!)");
+      "Tensor(a!)",
+      tags);
   // output_mask: which gradients are wanted; what is not wanted comes back undefined.
   m.def(
       "crrelu_backward(Tensor grad_output, Tensor input, Tensor epsilon, int channel_dim, bool[2] "
       "output_mask)"
-      " -> (Tensor grad_input, Tensor grad_epsilon)");
-  m.def("crrelu_glu(Tensor gate, Tensor up, Tensor epsilon, int channel_dim=1) -> Tensor");
+      " -> (Tensor grad_input, Tensor grad_epsilon)",
+      tags);
+  m.def("crrelu_glu(Tensor gate, Tensor up, Tensor epsilon, int channel_dim=1) -> Tensor", tags);
   m.def(
       "crrelu_glu_backward(Tensor grad_output, Tensor gate, Tensor up, Tensor epsilon, int "
       "channel_dim, bool[3] output_mask)"
-      " -> (Tensor grad_gate, Tensor grad_up, Tensor grad_epsilon)");
+      " -> (Tensor grad_gate, Tensor grad_up, Tensor grad_epsilon)",
+      tags);
 }

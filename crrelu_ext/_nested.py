@@ -1,0 +1,46 @@
+"""Nested tensors of the jagged layout: element by element on the values they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def is_jagged(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.layout == torch.jagged
+
+
+def on_values(
+    function: Callable[..., Tensor],
+    name: str,
+    inputs: tuple[Tensor, ...],
+    epsilon: Tensor,
+    channel_dim: int,
+) -> Tensor:
+    """``function`` of the values, as a nested tensor with the ragged shape of the first input.
+
+    Raises:
+        ValueError: an input is not nested, or of another ragged shape; epsilon's values lie along
+            the batch or the ragged dimension.
+    """
+    first = inputs[0]
+    for other in inputs:
+        if not is_jagged(other) or other.shape != first.shape:
+            raise ValueError(
+                f"{name}: inputs have shapes {[tuple(x.shape) for x in inputs]}, at least one of "
+                "them nested; allowed are nested tensors of one ragged shape"
+            )
+    ragged = first._ragged_idx  # type: ignore[attr-defined]
+    if epsilon.numel() != 1:
+        if not ragged < channel_dim % first.dim():
+            raise ValueError(
+                f"{name}: channel_dim is {channel_dim}; with a nested tensor of {first.dim()} "
+                f"dimensions, allowed are those behind the ragged one, {ragged}"
+            )
+        channel_dim = channel_dim % first.dim() - 1  # values have no batch dimension
+    values = function(*(x.values() for x in inputs), epsilon, channel_dim)
+    return torch.nested.nested_tensor_from_jagged(
+        values, first.offsets(), first.lengths(), jagged_dim=ragged
+    )

@@ -1,0 +1,86 @@
+"""How the operators act on DTensors: each on its shard, with the native kernels.
+
+Values go element by element, so any sharding of the input is kept. The gradient of an epsilon is a
+sum over the elements that share it: where those lie on several ranks, it is Partial. The backward
+pass is linear in grad_output, so a Partial one stays Partial.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.experimental import register_sharding
+
+Rules = list[tuple[list[Any], list[Any]]]
+"""Placements of the outputs beside those of the arguments; None for what is no tensor."""
+
+
+def register() -> None:
+    ops = torch.ops.crrelu_ext
+    register_sharding(ops.crrelu.default)(_forward)
+    register_sharding(ops.crrelu_backward.default)(_backward)
+    register_sharding(ops.crrelu_glu.default)(_glu_forward)
+    register_sharding(ops.crrelu_glu_backward.default)(_glu_backward)
+
+
+def _shards(input: Any, epsilon: Any, channel_dim: int) -> list[tuple[Any, Any, Any]]:
+    """Each way to shard the input, with epsilon's placement and that of its gradient."""
+    shared = epsilon.shape[0] == 1
+    ways: list[tuple[Any, Any, Any]] = []
+    for dim in range(len(input.shape)):
+        if not shared and dim == channel_dim % len(input.shape):
+            ways.append((Shard(dim), Shard(0), Shard(0)))
+        else:
+            ways.append((Shard(dim), Replicate(), Partial()))
+    return ways
+
+
+def _masked(placements: list[Any], output_mask: list[bool]) -> list[Any]:
+    return [p if wanted else None for p, wanted in zip(placements, output_mask, strict=True)]
+
+
+def _forward(input: Any, epsilon: Any, channel_dim: int = 1) -> Rules:
+    whole = Replicate()
+    rules: Rules = [([whole], [whole, whole, None])]
+    for shard, of_epsilon, _ in _shards(input, epsilon, channel_dim):
+        rules.append(([shard], [shard, of_epsilon, None]))
+    return rules
+
+
+def _backward(
+    grad_output: Any, input: Any, epsilon: Any, channel_dim: int, output_mask: list[bool]
+) -> Rules:
+    whole, partial = Replicate(), Partial()
+    rules: Rules = [
+        ([whole, whole], [whole, whole, whole, None, None]),
+        ([partial, partial], [partial, whole, whole, None, None]),
+    ]
+    for shard, of_epsilon, of_gradient in _shards(input, epsilon, channel_dim):
+        rules.append(([shard, of_gradient], [shard, shard, of_epsilon, None, None]))
+    return [(_masked(outputs, output_mask), arguments) for outputs, arguments in rules]
+
+
+def _glu_forward(gate: Any, up: Any, epsilon: Any, channel_dim: int = 1) -> Rules:
+    whole, partial = Replicate(), Partial()
+    rules: Rules = [
+        ([whole], [whole, whole, whole, None]),
+        ([partial], [whole, partial, whole, None]),  # linear in up
+    ]
+    for shard, of_epsilon, _ in _shards(gate, epsilon, channel_dim):
+        rules.append(([shard], [shard, shard, of_epsilon, None]))
+    return rules
+
+
+def _glu_backward(
+    grad_output: Any, gate: Any, up: Any, epsilon: Any, channel_dim: int, output_mask: list[bool]
+) -> Rules:
+    whole, partial = Replicate(), Partial()
+    rules: Rules = [
+        ([whole] * 3, [whole, whole, whole, whole, None, None]),
+        ([partial] * 3, [partial, whole, whole, whole, None, None]),
+    ]
+    for shard, of_epsilon, of_gradient in _shards(gate, epsilon, channel_dim):
+        rules.append(([shard, shard, of_gradient], [shard, shard, shard, of_epsilon, None, None]))
+    return [(_masked(outputs, output_mask), arguments) for outputs, arguments in rules]

@@ -1,0 +1,136 @@
+"""CRReLUMLP: the same function as its three layers in a sequence, with less kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, jacfwd, jacrev, vmap
+from torch.testing import assert_close
+
+from crrelu_ext import CRReLUMLP
+
+WAYS = [
+    pytest.param(lambda: CRReLUMLP(6, 24), id="scalar"),
+    pytest.param(lambda: CRReLUMLP(6, 24, 5, bias=False, per_channel=True), id="channels"),
+]
+EVERY_WAY = pytest.mark.parametrize("make", WAYS)
+Make = Callable[[], CRReLUMLP]
+
+
+def sequence(model: CRReLUMLP) -> nn.Sequential:
+    return nn.Sequential(model.fc1, model.act, model.fc2)
+
+
+def saved_bytes(model: nn.Module, input: Tensor) -> int:
+    """Of all that is kept for the backward pass but parameters; each storage once."""
+    parameters = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = model(input)
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (0, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_same_as_the_sequence(make: Make, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    input = torch.randn(shape, dtype=dtype, requires_grad=True)
+    leaves = (input, *model.parameters())
+    output, expected = model(input), sequence(model)(input)
+    assert torch.equal(output, expected)
+    grad_output = torch.randn_like(output)
+    actual = torch.autograd.grad(output, leaves, grad_output)
+    assert_close(actual, torch.autograd.grad(expected, leaves, grad_output))
+    with torch.no_grad():
+        assert torch.equal(model(input), expected)
+
+
+@EVERY_WAY
+def test_derivatives(make: Make) -> None:
+    model = make().double()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+
+    def call(input: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(model, dict(zip(names, parameters, strict=True)), (input,))
+
+    leaves = (torch.randn(2, 6, dtype=torch.float64, requires_grad=True), *parameters)
+    assert gradcheck(call, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(call, leaves, atol=1e-4)
+
+
+@EVERY_WAY
+def test_transforms(make: Make) -> None:
+    model = make().double()
+    parameters = dict(model.named_parameters())
+    inputs = torch.randn(4, 6, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(model, parameters, (input,)).square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0))(parameters, inputs)
+    for i, input in enumerate(inputs):
+        one = torch.autograd.grad(loss(parameters, input), tuple(parameters.values()))
+        assert_close(tuple(g[i] for g in per_sample.values()), one)
+    assert_close(jacfwd(model)(inputs[0]), jacrev(model)(inputs[0]))
+
+
+def test_frozen_parameters() -> None:
+    model = CRReLUMLP(6, 24)
+    input = torch.randn(3, 6)
+    model(input).sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    for frozen in expected:
+        model.zero_grad()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name != frozen)
+        model(input).sum().backward()
+        for name, parameter in model.named_parameters():
+            if name == frozen:
+                assert parameter.grad is None
+            else:
+                assert_close(parameter.grad, expected[name])
+
+
+def test_what_is_kept() -> None:
+    """x and fc1(x): (1 + 4) of the (1 + 4 + 4) widths that the sequence keeps."""
+    model, input = CRReLUMLP(64, 256), torch.randn(32, 64)
+    assert saved_bytes(model, input) == (64 + 256) * 32 * 4
+    assert saved_bytes(model, input) <= 0.56 * saved_bytes(sequence(model), input)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    model, input = CRReLUMLP(6, 24), torch.randn(3, 6)
+    with torch.autocast("cpu", dtype):
+        output, expected = model(input), sequence(model)(input)
+    assert output.dtype == dtype
+    assert torch.equal(output, expected)
+    parameters = tuple(model.parameters())
+    actual = torch.autograd.grad(output.float().sum(), parameters)
+    assert_close(
+        actual, torch.autograd.grad(expected.float().sum(), parameters), rtol=2e-2, atol=2e-2
+    )
+    assert all(g.dtype == torch.float32 for g in actual)
+
+
+def test_state_dict() -> None:
+    """The names that timm's Mlp has."""
+    assert list(CRReLUMLP(6, 24).state_dict()) == [
+        "fc1.weight",
+        "fc1.bias",
+        "act.epsilon",
+        "fc2.weight",
+        "fc2.bias",
+    ]

@@ -1,0 +1,232 @@
+"""CRReLU in models that others wrote: replacement, names, parameter groups, precision."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from crrelu_ext import CRReLU, crrelu, crrelu_glu, parameter_groups, register, replace_activation
+
+
+def shared() -> nn.Module:
+    """A network that uses one GELU in two places, has another one deep inside, and a hole."""
+    gelu = nn.GELU()
+    model = nn.Sequential(
+        nn.Linear(4, 8),
+        gelu,
+        nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.GELU("tanh"))),
+        gelu,
+        nn.Linear(8, 2),
+    )
+    model[0].register_module("hole", None)
+    return model
+
+
+def test_replace_activation() -> None:
+    model = shared().eval()
+    changed = replace_activation(model)
+    assert list(changed) == ["1", "3", "2.1.0"]
+    assert changed["1"] is changed["3"]
+    assert changed["1"] is not changed["2.1.0"]
+    assert all(model.get_submodule(name) is module for name, module in changed.items())
+    assert not any(isinstance(module, nn.GELU) for module in model.modules())
+    assert not any(module.training for module in changed.values())
+    assert len(list(model.parameters())) == 6 + 2
+    model(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert replace_activation(model) == {}
+
+
+def test_replace_activation_by_another() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.SiLU())
+    made = replace_activation(model, (nn.ReLU, nn.SiLU), lambda: CRReLU(8, -0.2, channel_dim=-1))
+    assert list(made) == ["1", "3"]
+    assert [p.shape for n, p in model.named_parameters() if n.endswith("epsilon")] == [(8,), (8,)]
+
+
+def test_replaced_ones_go_where_the_model_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 8, device="meta", dtype=torch.bfloat16), nn.GELU())
+    replace_activation(model)
+    assert model[1].epsilon.device.type == "meta"
+    assert model[1].epsilon.dtype == torch.float32  # the type that learns, beside 16-bit input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((1,), TypeError, "model is a int"),
+        ((nn.Sequential(nn.GELU()), "gelu"), TypeError, "old is 'gelu'"),
+        ((nn.Sequential(nn.GELU()), ()), TypeError, r"old is \(\)"),
+        ((nn.Sequential(nn.GELU()), int), TypeError, "old is <class 'int'>"),
+        ((nn.GELU(),), ValueError, "model itself is a GELU"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, CRReLU()), TypeError, "new makes|missing|argument"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, lambda: 3), TypeError, "new makes a int"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, 3), TypeError, "new is a int"),
+    ],
+)
+def test_bad_replacement(arguments: Any, error: type[Exception], message: str) -> None:
+    before = list(arguments[0].modules()) if isinstance(arguments[0], nn.Module) else []
+    with pytest.raises(error, match=message):
+        replace_activation(*arguments)
+    if before:
+        assert list(arguments[0].modules()) == before
+
+
+def test_parameter_groups() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), CRReLU(8), nn.Flatten(), nn.Linear(8, 2), CRReLU()
+    )
+    model[4].bias.requires_grad_(False)
+    decayed, spared = parameter_groups(model, 0.05)
+    assert decayed["weight_decay"] == 0.05
+    assert [id(p) for p in decayed["params"]] == [id(model[0].weight), id(model[4].weight)]
+    assert spared["weight_decay"] == 0
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in spared["params"]] == [
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "2.epsilon",
+        "5.epsilon",
+    ]
+    optimizer = torch.optim.AdamW([decayed, spared], lr=0.0 + 1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = model[5].epsilon.item()
+    optimizer.step()
+    assert model[5].epsilon.item() == before
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_of_a_changed_model(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = shared()
+    replace_activation(model, new=lambda: CRReLU(init=-0.5))
+    other = copied(model)
+    input = torch.randn(3, 4)
+    assert torch.equal(other(input), model(input))
+    other.load_state_dict(model.state_dict())
+
+
+def training_step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    value = loss(model)
+    value.backward()
+    optimizer.step()
+    assert torch.isfinite(value)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter).all(), name
+        if name.endswith("epsilon"):
+            assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_transformers(kind: str, by_name: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert "transformers" in register()
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_layer=2, n_head=2, n_embd=32, vocab_size=64, n_positions=16,
+            activation_function="crrelu" if by_name else "gelu_new", bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+        old: Any = type(transformers.activations.ACT2FN["gelu_new"])
+    else:
+        config = transformers.LlamaConfig(
+            num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64,
+            vocab_size=64, max_position_embeddings=16, hidden_act="crrelu" if by_name else "silu",
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+        old = type(transformers.activations.ACT2FN["silu"])
+    if not by_name:
+        assert len(replace_activation(model, old)) == 2
+    assert sum(isinstance(module, CRReLU) for module in model.modules()) == 2
+    tokens = torch.randint(64, (2, 8))
+    training_step(model, lambda m: m(input_ids=tokens, labels=tokens).loss)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_timm(name: str, by_name: bool) -> None:
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm: {error}")
+    assert "timm" in register()
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    if by_name:
+        model = timm.create_model(name, num_classes=10, act_layer="crrelu", **size)
+    else:
+        model = timm.create_model(name, num_classes=10, **size)
+        assert replace_activation(model, (nn.GELU, nn.ReLU, timm.layers.GELU))
+    assert any(isinstance(module, CRReLU) for module in model.modules())
+    assert not any(isinstance(module, (nn.GELU, nn.ReLU)) for module in model.modules())
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
+    training_step(model, lambda m: nn.functional.cross_entropy(m(images), labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    """As F.gelu: whatever comes in goes out; the input's type is not changed."""
+    linear, act = nn.Linear(8, 8), CRReLU(init=-0.3)
+    x = torch.randn(4, 8)
+    with torch.autocast("cpu", dtype):
+        hidden = linear(x)
+        assert act(hidden).dtype == nn.functional.gelu(hidden).dtype == dtype
+        assert act(x).dtype == nn.functional.gelu(x).dtype == torch.float32
+        glu = crrelu_glu(hidden, linear(x), act.epsilon)
+        assert glu.dtype == dtype
+        loss = act(hidden).float().square().sum() + glu.float().sum()
+    loss.backward()
+    assert act.epsilon.grad is not None
+    assert act.epsilon.grad.dtype == torch.float32
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.dtype == torch.float32
+
+
+def test_model_in_half_precision() -> None:
+    """model.bfloat16() takes epsilon along, as it does every parameter; float32 stays possible."""
+    model = nn.Sequential(nn.Linear(8, 8), CRReLU(init=0.01)).bfloat16()
+    assert model[1].epsilon.dtype == torch.bfloat16
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    model(x).sum().backward()
+    assert model[1].epsilon.grad.dtype == torch.bfloat16
+    model[1].float()
+    assert model(x).dtype == torch.bfloat16
+    model.zero_grad()
+    model(x).sum().backward()
+    assert model[1].epsilon.grad.dtype == torch.float32
+
+
+def test_grad_scaler() -> None:
+    """A loss scaled up until it overflows: the step is left out and the scale lowered."""
+    model = nn.Sequential(nn.Linear(8, 8), CRReLU(init=-0.3), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    x = torch.randn(4, 8)
+    for scale, steps in ((1.0, True), (1e38, False)):
+        before = model[1].epsilon.item()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = model(x).float().square().mean()
+        scaler.scale(loss * scale).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert (model[1].epsilon.item() != before) == steps
+    assert scaler.get_scale() < 2.0**16
+
+
+def test_functions_take_a_parameter_like_a_tensor() -> None:
+    epsilon = nn.Parameter(torch.tensor([0.3]))
+    x = torch.randn(5)
+    assert_close(crrelu(x, epsilon).detach(), crrelu(x, epsilon.detach()))

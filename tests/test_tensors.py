@@ -1,0 +1,147 @@
+"""Tensors of other kinds: subclasses, modes, nested ones, devices without kernels of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import crrelu_ext
+from crrelu_ext import CRReLU, crrelu, crrelu_glu, reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+EPSILON = torch.tensor([0.3])
+OPS = {"crrelu", "crrelu_glu"}
+
+
+class Tagged(Tensor):
+    """A subclass that does nothing of its own but stay one."""
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_subclass(name: str) -> None:
+    function = getattr(crrelu_ext, name)
+    plain = [torch.randn(4, 3) for _ in range(1 if name == "crrelu" else 2)]
+    tagged = [x.as_subclass(Tagged) for x in plain]
+    output = function(*tagged, EPSILON)
+    assert type(output) is Tagged
+    assert torch.equal(output.as_subclass(Tensor), function(*plain, EPSILON))
+
+
+def test_modes_see_the_operators() -> None:
+    x = torch.randn(4, requires_grad=True)
+    with Calls() as calls:
+        (crrelu(x, EPSILON).sum() + crrelu_glu(x, x, EPSILON).sum()).backward()
+    assert {"crrelu.default", "crrelu_backward.default"} <= set(calls.names)
+    assert {"crrelu_glu.default", "crrelu_glu_backward.default"} <= set(calls.names)
+    with Functions() as functions:
+        crrelu(x, EPSILON)
+    assert any("crrelu" in name for name in functions.names)
+
+
+def nested(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    parts = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    return torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+
+
+@pytest.mark.parametrize("module", [crrelu_ext, reference], ids=["native", "reference"])
+def test_nested(module: Any) -> None:
+    gate, up = nested((3, 4), (1, 4), (5, 4)), None
+    up = torch.nested.nested_tensor_from_jagged(
+        torch.randn(9, 4, dtype=torch.float64), gate.offsets()
+    )
+    for channels in (1, 4):
+        epsilon = torch.linspace(-1, 1, channels, dtype=torch.float64, requires_grad=True)
+        outputs = (
+            module.crrelu(gate, epsilon, channel_dim=-1),
+            module.crrelu_glu(gate, up, epsilon, channel_dim=2),
+        )
+        values = gate.values().detach().requires_grad_()
+        expected = (
+            reference.crrelu(values, epsilon, channel_dim=-1),
+            reference.crrelu_glu(values, up.values(), epsilon, channel_dim=-1),
+        )
+        for output, exact in zip(outputs, expected, strict=True):
+            assert output.is_nested
+            assert output.shape == gate.shape
+            assert_close(output.values(), exact)
+            assert (output + gate).is_nested  # of the same ragged shape
+            grads = torch.autograd.grad(output.values().square().sum(), (gate, epsilon))
+            exact_grads = torch.autograd.grad(exact.square().sum(), (values, epsilon))
+            assert_close(grads[0].values(), exact_grads[0])
+            assert_close(grads[1], exact_grads[1])
+
+
+def test_nested_errors() -> None:
+    x = nested((3, 4), (1, 4))
+    with pytest.raises(ValueError, match="behind the ragged one"):
+        crrelu(x, torch.zeros(2, dtype=torch.float64), channel_dim=0)
+    with pytest.raises(ValueError, match="nested tensors of one ragged shape"):
+        crrelu_glu(x, nested((2, 4), (2, 4)), EPSILON.double())
+    with pytest.raises(ValueError, match="nested tensors of one ragged shape"):
+        crrelu_glu(x, torch.randn(4, 4).double(), EPSILON.double())
+
+
+def test_nested_in_a_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), CRReLU(6, channel_dim=-1), nn.Linear(6, 2)).double()
+    output = model(nested((3, 4), (1, 4)))
+    output.values().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: torch.nested.nested_tensor([x, x], layout=torch.strided),
+    ],
+    ids=["coo", "csr", "strided nested"],
+)
+def test_sparse(make: Any) -> None:
+    with pytest.raises((ValueError, RuntimeError, NotImplementedError), match=r"crrelu|[Nn]ested"):
+        crrelu(make(torch.randn(3, 4)), EPSILON)
+
+
+def test_quantized() -> None:
+    quantized = torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)
+    with pytest.raises(TypeError, match=r"input has dtype .*qint8"):
+        crrelu(quantized, EPSILON)
+
+
+def test_devices_without_kernels_take_the_composed_formula() -> None:
+    """The kernel that a device without an own one is given: also here, by its name."""
+    for name in ("crrelu", "crrelu_backward", "crrelu_glu", "crrelu_glu_backward"):
+        op = f"crrelu_ext::{name}"
+        for device in ("MPS", "XPU", "PrivateUse1"):
+            assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, device)
+            assert not torch._C._dispatch_has_kernel_for_dispatch_key(op, device)
+    arguments = (torch.randn(5), EPSILON, 1)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.MPS)
+    composed = torch.ops.crrelu_ext.crrelu.default.redispatch(keys, *arguments)
+    assert_close(composed, reference.crrelu(*arguments[:2]))
