@@ -1,5 +1,7 @@
 """Nested tensors of the jagged layout: element by element on the values they hold."""
 
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def on_values(
                 f"{name}: inputs have shapes {[tuple(x.shape) for x in inputs]}, at least one of "
                 "them nested; allowed are nested tensors of one ragged shape"
             )
-    ragged = first._ragged_idx  # type: ignore[attr-defined]
+    ragged = first._ragged_idx
     if epsilon.numel() != 1:
         if not ragged < channel_dim % first.dim():
             raise ValueError(

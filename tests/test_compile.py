@@ -182,7 +182,7 @@ def test_opcheck(function: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
-def test_make_fx(tracing_mode: str) -> None:
+def test_make_fx(tracing_mode: Any) -> None:
     def derivatives(x: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(crrelu(x, epsilon).sum(), (x, epsilon))
 

@@ -1,5 +1,7 @@
 """Two processes on one machine: every training step and every gradient as in one process."""
 
+# mypy: disable-error-code="attr-defined, union-attr, assignment"
+
 from __future__ import annotations
 
 import os

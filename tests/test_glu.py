@@ -46,7 +46,7 @@ def test_accuracy(device: str, dtype: torch.dtype, numel: int, e: float) -> None
         dtype if dtype == torch.float64 else torch.float32
     )
     leaves = [t.requires_grad_() for t in (gate, up, epsilon)]
-    output = crrelu_glu(*leaves)
+    output = crrelu_glu(gate, up, epsilon)
     grads = torch.autograd.grad(output, leaves, grad_output)
     value, value_size, for_gate, gate_size, for_up, up_size, total, total_size = (
         t.detach() for t in exact(gate, up, epsilon, grad_output)
@@ -110,7 +110,9 @@ def test_strides(device: str) -> None:
         expected = expected or results
         for actual, exact in zip(results, expected, strict=True):
             assert_close(actual, exact)
-    assert crrelu_glu(*permuted[:2], epsilon).is_contiguous(memory_format=torch.channels_last)
+    assert crrelu_glu(permuted[0], permuted[1], epsilon).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def test_frozen(device: str) -> None:

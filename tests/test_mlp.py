@@ -73,7 +73,7 @@ def test_derivatives(make: Make) -> None:
 @EVERY_WAY
 def test_transforms(make: Make) -> None:
     model = make().double()
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     inputs = torch.randn(4, 6, dtype=torch.float64)
 
     def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """CRReLU in models that others wrote: replacement, names, parameter groups, precision."""
 
+# mypy: disable-error-code="operator, union-attr"
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,7 @@
 """Tensors of other kinds: subclasses, modes, nested ones, devices without kernels of ours."""
 
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,0 +1,109 @@
+"""CRReLU inside a model's feed-forward block: ``python -m benchmarks.blocks``.
+
+The block is GPT-2 small's (768 → 3072 → 768). The two sides of a pair take turns, forward and
+backward, and each round gives one ratio of times; the median over the rounds counts, and their
+quartiles show the spread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import quantiles
+from time import perf_counter
+
+import rich.box
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from crrelu_ext import CRReLU, CRReLUMLP
+
+from .environment import describe
+
+WIDTH, HIDDEN, TOKENS = 768, 3072, 256
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two blocks whose times are compared: ours over theirs."""
+
+    name: str
+    ours: Callable[[], nn.Module]
+    theirs: Callable[[], nn.Module]
+    dtype: torch.dtype
+    compiled: bool = False
+
+
+def block(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(WIDTH, HIDDEN), activation(), nn.Linear(HIDDEN, WIDTH))
+
+
+def gelu() -> nn.Module:
+    return nn.GELU("tanh")
+
+
+def pairs() -> list[Pair]:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for compiled in (False, True):
+            found.append(Pair("CRReLU / GELU (tanh)", block(CRReLU), block(gelu), dtype, compiled))
+        mlp = Pair("CRReLUMLP / CRReLU", lambda: CRReLUMLP(WIDTH, HIDDEN), block(CRReLU), dtype)
+        found.append(mlp)
+    return found
+
+
+def step(pair: Pair, make: Callable[[], nn.Module]) -> Callable[[], None]:
+    """One training step's forward and backward pass, without the optimizer."""
+    torch.manual_seed(0)
+    model = make()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 or parameter.numel() > 1:
+            parameter.data = parameter.data.to(pair.dtype)
+    input = torch.randn(TOKENS, WIDTH, dtype=pair.dtype, requires_grad=True)
+    grad_output = torch.randn_like(input)
+    call: Callable[[Tensor], Tensor] = torch.compile(model) if pair.compiled else model
+
+    def run() -> None:
+        call(input).backward(grad_output)
+
+    return run
+
+
+def ratios(pair: Pair) -> list[float]:
+    sides = [step(pair, make) for make in (pair.ours, pair.theirs)]
+    for run in sides * 3:  # compile, warm up
+        run()
+    found = []
+    for index in range(ROUNDS):
+        times = {}
+        for side in (0, 1) if index % 2 else (1, 0):
+            start = perf_counter()
+            sides[side]()
+            times[side] = perf_counter() - start
+        found.append(times[0] / times[1])
+    return found
+
+
+def main() -> None:
+    console = Console()
+    table = Table(box=rich.box.SIMPLE_HEAD, caption="time of the first over that of the second")
+    for column in ("", "dtype", "mode", "median", "quartiles"):
+        table.add_column(column)
+    for pair in track(pairs(), "blocks", console=console, transient=True):
+        low, middle, high = quantiles(ratios(pair), n=4)
+        table.add_row(
+            pair.name,
+            str(pair.dtype).removeprefix("torch."),
+            "compiled" if pair.compiled else "eager",
+            f"{middle:.3f}",
+            f"{low:.3f}-{high:.3f}",
+        )
+    console.print(table)
+    for name, value in describe("python -m benchmarks.blocks").items():
+        console.print(f"{name}: {value}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""``python -m crrelu_ext.eafo``: derives activations, prints tables and draws pictures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from crrelu_ext.eafo import plots
+from crrelu_ext.eafo.from_model import from_model
+from crrelu_ext.eafo.functionals import compare, output_entropy, worst_activation
+from crrelu_ext.eafo.improve import improve
+from crrelu_ext.eafo.names import ACTIVATIONS, parse_activation, parse_density
+
+console = Console()
+
+
+def number(value: float | None) -> str:
+    """For a table."""
+    return "" if value is None else f"{value:.5g}"
+
+
+def table_of(*columns: str, title: str, notes: Sequence[str | None] = ()) -> Table:
+    """An empty table with notes below it."""
+    caption = "\n".join(note for note in notes if note)
+    table = Table(title=title, caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def improve_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+    f, density = parse_activation(arguments.activation), parse_density(arguments.density)
+    with console.status("descending"):
+        result = improve(
+            f,
+            density,
+            steps=arguments.steps,
+            step_size=arguments.step_size,
+            fixed_variance=arguments.fixed_variance,
+        )
+    table = table_of(
+        *("step", "C", "slope", "H before", "H after", "margin", "tail", "error"),
+        title=f"{arguments.activation} under {arguments.density}",
+        notes=[result.stopped],
+    )
+    for row, step in enumerate(result.steps, start=1):
+        values = (step.step_size, step.slope, step.entropy_before, step.entropy_after, step.margin)
+        errors = (f"{step.tail_mass:.1e}", f"{step.error:.1e}")
+        table.add_row(str(row), *map(number, values), *errors)
+    return table, "improve.png", plots.improvement(f, result, density)
+
+
+def worst_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+    density = parse_density(arguments.density)
+    f = worst_activation(density, arguments.lower, arguments.upper)
+    entropy = f"H = {output_entropy(f, density):.6g} nats"
+    title = f"worst activation under {arguments.density}"
+    table = table_of("x", "f(x)", title=title, notes=[entropy])
+    for x in torch.linspace(-4, 4, 17, dtype=torch.float64):
+        table.add_row(number(x.item()), f"{f(x).item():.6f}")
+    return table, "worst.png", plots.worst(f, density)
+
+
+def compare_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+    density = parse_density(arguments.density)
+    activations = {name: parse_activation(name) for name in arguments.activations.split(",")}
+    with console.status("comparing"):
+        rows = compare(activations, density)
+    table = table_of(
+        *("activation", "H", "error", "variance", "H - ½ log var", "slope"),
+        title=f"activations under {arguments.density}",
+        notes=[row.refusal and f"{row.name}: {row.refusal}" for row in rows],
+    )
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.1e}"
+        table.add_row(
+            row.name,
+            number(row.entropy),
+            error,
+            *map(number, (row.variance, row.scale_free_entropy, row.slope)),
+        )
+    return table, "compare.png", plots.comparison(activations, density)
+
+
+def from_model_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+    model = load_model(arguments.model)
+    batch = torch.load(arguments.batch, weights_only=True)
+    with console.status("measuring"):
+        layers = from_model(model, batch, steps=arguments.steps)
+    table = table_of(
+        *("layer", "activation", "negentropy", "H", "H improved"),
+        title=arguments.model,
+        notes=[layer.refusal and f"{layer.name}: {layer.refusal}" for layer in layers],
+    )
+    for layer in layers:
+        improved = layer.improvement.steps if layer.improvement else ()
+        table.add_row(
+            layer.name,
+            type(layer.activation).__name__,
+            number(layer.negentropy),
+            number(layer.entropy),
+            number(improved[-1].entropy_after if improved else None),
+        )
+    return table, "layers.png", plots.layers(layers)
+
+
+def load_model(text: str) -> nn.Module:
+    """The module that ``package.module:name`` is, or that calling it without arguments returns.
+
+    Raises:
+        ValueError: it is none.
+    """
+    module, _, name = text.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model is {text!r}; allowed is MODULE:NAME. {error}") from None
+    model = found if isinstance(found, nn.Module) else found()
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model {text!r} is a {type(model).__name__}; allowed is a torch.nn.Module"
+        )
+    return model
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(prog="python -m crrelu_ext.eafo", description=__doc__)
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(function=function)
+        added.add_argument("--out", type=Path, metavar="FOLDER", help="where to write the picture")
+        return added
+
+    def add_density(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--density", default="normal(0,1)", help="default: %(default)s")
+
+    def add_steps(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--steps", type=int, default=1, help="default: %(default)s")
+
+    improve = command("improve", improve_command, "lower the entropy of an activation's output")
+    improve.add_argument("--activation", required=True, help=", ".join(ACTIVATIONS))
+    add_density(improve)
+    add_steps(improve)
+    improve.add_argument("--step-size", type=float, metavar="C", help="default: half the bound")
+    improve.add_argument("--fixed-variance", action="store_true", help="gain nothing by scale")
+
+    worst = command("worst", worst_command, "the activation with the largest entropy")
+    add_density(worst)
+    worst.add_argument("--lower", type=float, default=-1.0, help="default: %(default)s")
+    worst.add_argument("--upper", type=float, default=1.0, help="default: %(default)s")
+
+    compare = command("compare", compare_command, "the entropies of several activations")
+    compare.add_argument("--activations", default=",".join(ACTIVATIONS), metavar="NAME,...")
+    add_density(compare)
+
+    model = command("from-model", from_model_command, "the activation layers of a network")
+    help = "a torch.nn.Module, or what returns one"
+    model.add_argument("--model", required=True, metavar="MODULE:NAME", help=help)
+    model.add_argument("--batch", required=True, type=Path, help="its input, by torch.save")
+    add_steps(model)
+    return main
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    """Prints a table and writes a picture; returns 1 if something was refused, else 0."""
+    arguments = parser().parse_args(command_line)
+    try:
+        table, name, figure = arguments.function(arguments)
+        console.print(table)
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            figure.savefig(arguments.out / name, dpi=120)
+            console.print(f"Picture: {arguments.out / name}", soft_wrap=True)
+    except (ValueError, OSError) as error:
+        console.print(f"[red]Refused:[/red] {error}", soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Activations as the engine takes and gives them: callables on tensors, and their derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.interpolate import BSpline
+from torch import Tensor
+
+from crrelu_ext.eafo.grid import DEGREE, Grid, Jet
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """An activation with closed forms of its derivatives, which are then taken as they are.
+
+    Of use where automatic differentiation loses digits, or where f' underflows less than f.
+    """
+
+    function: Function
+    first: Function
+    second: Function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def jet(self, x: Tensor) -> Jet:
+        return Jet(self.function(x), self.first(x), self.second(x))
+
+
+def jet(activation: Function, x: Tensor) -> Jet:
+    """f, f' and f'' at x, which is float64: the activation's own, or by torch.func."""
+    if isinstance(activation, ClosedForm):
+        return activation.jet(x)
+
+    def value(x: Tensor) -> tuple[Tensor, Tensor]:
+        f = activation(x)
+        return f.sum(), f
+
+    def first(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        slope, f = torch.func.grad(value, has_aux=True)(x)
+        return slope.sum(), (f, slope)
+
+    second, (f, slope) = torch.func.grad(first, has_aux=True)(x)
+    return Jet(f.detach().double(), slope.detach(), second.detach())
+
+
+def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:
+    """Raises a TypeError or ValueError unless it maps each element of a tensor by itself."""
+    value = activation(x)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"activation returned a {type(value).__name__}; allowed is a torch.Tensor")
+    alone = activation(x[::2])  # vector and scalar code may differ in the last bits
+    if value.shape != x.shape or not torch.allclose(
+        alone, value[::2], rtol=1e-9, atol=1e-12, equal_nan=True
+    ):
+        raise ValueError("activation is not elementwise: each output may depend on one input only")
+
+
+class CorrectedActivation:
+    """gain · f(x) + a spline on a grid, which is continued as a constant.
+
+    What EAFO derives. It takes tensors of any float dtype (16-bit types are computed in float32)
+    and device, is differentiable, and can be pickled if f can. Where f is smooth, so are four
+    derivatives of it, but for the points where pieces of the grid meet.
+
+    Args:
+        base: f.
+        gain: its factor.
+        grid: of one problem.
+        spline: as the grid makes them.
+    """
+
+    def __init__(self, base: Function, gain: float, grid: Grid, spline: BSpline) -> None:
+        self.base = base
+        self.gain = gain
+        self.location = grid.location.item()
+        self.scale = grid.scale.item()
+        t = grid.t.unflatten(-1, (grid.pieces, grid.knots))[0, :, :: grid.stride]
+        self.breakpoints = torch.cat([t[:, :-1].flatten(), t[-1:, -1]])
+        spacing = (grid.ends.diff(dim=-1) / (grid.knots - 1))[0]
+        starts = range(0, grid.knots - 1, grid.stride)
+        # Taylor coefficients from the left end of each interval, highest first for Horner's rule.
+        self.coefficients = torch.stack(
+            [
+                (torch.from_numpy(spline(starts, order))[:, 0] / spacing**order).T.flatten()
+                / math.factorial(order)
+                for order in range(DEGREE, -1, -1)
+            ]
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = x.to(dtype)
+        breakpoints = self.breakpoints.to(wide)
+        t = torch.asinh((wide - self.location) / self.scale)
+        t = t.clamp(breakpoints[0], breakpoints[-1])
+        interval = torch.bucketize(t.detach(), breakpoints[1:-1], right=True)
+        offset = t - _pick(breakpoints, interval)
+        correction = torch.zeros_like(wide)
+        for coefficient in self.coefficients.to(wide):
+            correction = correction * offset + _pick(coefficient, interval)
+        return (self.gain * self.base(wide) + correction).to(x.dtype)
+
+
+def _pick(table: Tensor, places: Tensor) -> Tensor:
+    """table[places], by an operation that torch.vmap knows for places of any shape."""
+    return table.index_select(0, places.flatten()).view_as(places)

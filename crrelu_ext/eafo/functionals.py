@@ -1,0 +1,202 @@
+"""The theory's functionals of one activation and one density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from crrelu_ext.eafo.activations import ClosedForm, CorrectedActivation, Function, jet
+from crrelu_ext.eafo.cuts import between, density_jumps, solve
+from crrelu_ext.eafo.densities import DensityLike, as_density
+from crrelu_ext.eafo.problem import analyse, make_grid
+
+
+def output_entropy(activation: Function, density: DensityLike) -> float:
+    """H(f(X)) = -∫ q log q dz in nats, to 1e-5 or better.
+
+    Of a monotone f it is h(X) + E[log |f'(X)|]; of another, q is the folded density.
+
+    Raises:
+        ValueError: the output has an atom (f is flat somewhere), or H is not known to 1e-5.
+    """
+    return analyse(activation, density).entropy
+
+
+def correction(activation: Function, density: DensityLike) -> Function:
+    """D, a callable on tensors, without gradients: the direction in which H(f(X)) falls.
+
+    D(x) = p'(x) - p(x) f''(x)/f'(x) for an increasing f, with the other sign for a decreasing one.
+    For one that is not monotone |f'|⁴ p (log q)'(f(x)), q the folded density, brought to 0 where q
+    is not smooth; this is tabulated, and constant beyond the support.
+
+    Raises:
+        ValueError: D jumps, eta = -D/f' diverges at the bounds, or D is not resolved.
+    """
+    problem = analyse(activation, density)
+    spline = problem.direction()
+    if not problem.monotone:
+        return CorrectedActivation(torch.zeros_like, 0.0, problem.grid, spline)
+    sign = problem.core.f.first[0, 0].sign()
+
+    def D(x: Tensor) -> Tensor:
+        wide = x.detach().double().cpu()
+        f = jet(activation, wide)
+        p = problem.density.log_prob(wide).exp()
+        values = problem.density.derivative(wide) - (p * f.second / f.first).where(p > 0, 0.0)
+        return (sign * values).to(x)
+
+    return D
+
+
+def inverse_correction(activation: Function, density: DensityLike) -> Function:
+    """eta, a callable on tensors, without gradients: the correction of a monotone f's inverse y(z).
+
+    eta(z) = -(p'(y) y' + p(y) y''/y') = -D(y)/f'(y); the step is y + C eta.
+
+    Raises:
+        ValueError: as :func:`correction`; f is not monotone; and when called, for a z that f does
+            not reach inside the support.
+    """
+    problem = analyse(activation, density)
+    D = correction(activation, density)
+    if not problem.monotone:
+        raise ValueError("activation is not monotone: it has no inverse. Use correction")
+    view = problem.density
+    ends = torch.tensor([view.lower, view.upper], dtype=torch.float64)
+    reached = activation(ends).sort()[0]
+
+    def eta(z: Tensor) -> Tensor:
+        wide = z.detach().double().cpu().flatten()
+        if not ((wide >= reached[0]) & (wide <= reached[1])).all():
+            raise ValueError(
+                f"z has values outside of [{reached[0]:.6g}, {reached[1]:.6g}], where f takes all "
+                "but a negligible part of the probability"
+            )
+        y = solve(activation, wide, ends[:1].expand_as(wide), ends[1:].expand_as(wide))
+        return (-D(y) / jet(activation, y).first).reshape(z.shape).to(z)
+
+    return eta
+
+
+def entropy_slope(activation: Function, density: DensityLike) -> float:
+    """dH/dC of f + C D at C = 0, -∫ D²/|f'| dx: zero for the worst activation alone.
+
+    Raises:
+        ValueError: as :func:`correction`.
+    """
+    problem = analyse(activation, density)
+    return problem.slope(problem.grid.jet(problem.direction()))
+
+
+def worst_activation(density: DensityLike, lower: float = -1.0, upper: float = 1.0) -> ClosedForm:
+    """The worst activation with boundary conditions, f(x) = a + (b - a) F(x).
+
+    F is the density's distribution function. Its output is uniform on (a, b), so that its entropy,
+    log(b - a), is the largest of all with these bounds. It is tabulated, to about 1e-10, and
+    constant beyond the support.
+
+    Raises:
+        ValueError: the bounds are not finite and in order, or the density is refused.
+    """
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
+    view = as_density(density)
+    grid = make_grid(view, density_jumps(view, between(view, view.lower, view.upper)))
+    F = grid.running_integral(view.log_prob(grid.x).exp())
+    height = upper - lower
+    return ClosedForm(
+        CorrectedActivation(torch.zeros_like, 0.0, grid, grid.spline(lower + height * F)),
+        lambda x: height * view.log_prob(x).exp(),
+        lambda x: height * view.derivative(x),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One activation under a density; None where it was refused, with the reason."""
+
+    name: str
+    entropy: float | None
+    error: float | None
+    """An estimate of the entropy's error."""
+    variance: float | None
+    """Of the output; infinite also where it is not resolved."""
+    scale_free_entropy: float | None
+    """H - ½ log var, which no rescaling changes; of a normal output the largest, 1.41894."""
+    slope: float | None
+    """dH/dC along the correction."""
+    refusal: str | None
+
+
+def compare(
+    activations: Mapping[str, Function] | Sequence[Function], density: DensityLike
+) -> list[Comparison]:
+    """The entropies of several activations under one density, a row for each, lowest first.
+
+    Args:
+        activations: by name, or in a sequence, where they have their own names.
+    """
+    if not isinstance(activations, Mapping):
+        activations = {getattr(f, "__name__", repr(f)): f for f in activations}
+    rows = [_row(name, activation, density) for name, activation in activations.items()]
+    return sorted(rows, key=lambda row: math.inf if row.entropy is None else row.entropy)
+
+
+def _row(name: str, activation: Function, density: DensityLike) -> Comparison:
+    try:
+        problem = analyse(activation, density)
+    except ValueError as error:
+        return Comparison(name, None, None, None, None, None, str(error))
+    slope, refusal = None, None
+    try:
+        slope = problem.slope(problem.grid.jet(problem.direction()))
+    except ValueError as error:
+        refusal = str(error)
+    scale_free = problem.entropy - math.log(problem.variance) / 2
+    return Comparison(
+        name, problem.entropy, problem.error, problem.variance, scale_free, slope, refusal
+    )
+
+
+@dataclass(frozen=True)
+class InverseError:
+    """How far CRReLU's positive branch is from being the inverse of what the theory derives."""
+
+    measured: float
+    """The largest |g(f(x)) - x|."""
+    at: float
+    """The x where it is."""
+    bound: float
+    """ε² exp(-½), which it never exceeds."""
+
+
+def crrelu_inverse_error(epsilon: float) -> InverseError:
+    """The error of f(x) = x + ε x exp(-x²/2) as the inverse of g(z) = z - ε z exp(-z²/2).
+
+    Raises:
+        ValueError: epsilon is not finite.
+    """
+    if not math.isfinite(epsilon):
+        raise ValueError(f"epsilon is {epsilon}; allowed are finite numbers")
+
+    def error(x: Tensor | float) -> Tensor:
+        x = torch.as_tensor(x, dtype=torch.float64)
+        z = x + epsilon * x * torch.exp(-x * x / 2)
+        return (z - epsilon * z * torch.exp(-z * z / 2) - x).abs()
+
+    x = torch.linspace(0, 12, 4001, dtype=torch.float64)  # the error is even, and 0 beyond
+    top = x[error(x).argmax()].item()
+    step = x[1].item()
+    found = minimize_scalar(
+        lambda x: -error(x).item(),
+        bounds=(max(0, top - step), top + step),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    at = max(top, float(found.x), key=lambda x: error(x).item())
+    return InverseError(error(at).item(), at, epsilon**2 * math.exp(-0.5))

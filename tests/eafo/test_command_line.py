@@ -1,0 +1,121 @@
+"""python -m crrelu_ext.eafo, and what it takes by name."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from crrelu_ext import CRReLU, eafo
+from crrelu_ext.eafo.__main__ import main
+from crrelu_ext.eafo.from_model import from_model
+from crrelu_ext.eafo.names import ACTIVATIONS, parse_activation, parse_density
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "picture", "expected"),
+    [
+        ("improve --activation softplus --density normal(0,1) --steps 2", "improve.png", "0.61288"),
+        ("improve --activation identity --fixed-variance", "improve.png", "stationary"),
+        ("worst --density laplace(0,2) --lower 0 --upper 3", "worst.png", "H = 1.09861 nats"),
+        ("compare --activations silu,softplus", "compare.png", "-0.27166"),
+    ],
+)
+def test_commands(
+    command_line: str,
+    picture: str,
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*command_line.split(), "--out", str(tmp_path / "new")]) == 0
+    assert expected in capsys.readouterr().out
+    assert (tmp_path / "new" / picture).read_bytes().startswith(PNG)
+
+
+def test_refusals_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for command_line, expected in (
+        ("improve --activation relu", "atom"),
+        ("improve --activation swish", "'swish'; allowed are asinh"),
+        ("worst --density normal(1)", "do not fit"),
+        ("compare --density normal(0,1)+laplace(0,1)", "allowed are such as"),
+        ("from-model --model nowhere:model --batch x", "nowhere"),
+    ):
+        assert main(command_line.split()) == 1
+        assert expected in capsys.readouterr().out
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 64), nn.SiLU(), nn.Dropout(0.5), nn.Linear(64, 64), CRReLU(),
+        nn.Linear(64, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Softplus(), nn.Softmax(-1),
+    )  # fmt: skip
+
+
+def test_from_model() -> None:
+    model, batch = network().train(), torch.randn(100, 4)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    silu, crrelu, relu, softplus = from_model(model, batch)
+    assert [layer.name for layer in (silu, crrelu, relu, softplus)] == ["1", "4", "6", "8"]
+    for layer in (silu, crrelu, softplus):
+        assert layer.refusal is None
+        assert layer.entropy is not None
+        assert layer.improvement is not None
+        assert layer.improvement.steps[0].entropy_after < layer.entropy
+        assert layer.entropy == eafo.output_entropy(layer.activation, layer.density)
+    assert relu.entropy is None
+    assert "atom" in str(relu.refusal)
+    assert -0.01 < silu.negentropy < 0.3
+    assert model.training
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_negentropy_of_a_normal_layer_is_zero() -> None:
+    (layer,) = from_model(nn.Sequential(nn.Tanh()), torch.randn(50_000))
+    assert layer.negentropy == pytest.approx(0, abs=0.01)
+    (layer,) = from_model(nn.Sequential(nn.Tanh()), torch.rand(50_000))
+    assert layer.negentropy == pytest.approx(0.5 * math.log(2 * math.pi * math.e / 12), abs=0.07)
+
+
+def test_from_model_without_activation_layers() -> None:
+    with pytest.raises(ValueError, match="no activation layer"):
+        from_model(nn.Sequential(nn.Linear(3, 3), nn.Identity()), torch.randn(5, 3))
+
+
+def test_from_model_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torch.randn(100, 4), tmp_path / "batch.pt")
+    monkeypatch.setitem(sys.modules, "a_model", sys.modules[__name__])
+    command_line = ["from-model", "--model", "a_model:network", "--batch"]
+    assert main([*command_line, str(tmp_path / "batch.pt"), "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "SiLU" in output
+    assert "6: activation is flat" in output
+    assert (tmp_path / "layers.png").read_bytes().startswith(PNG)
+    assert main([*command_line, str(tmp_path / "missing.pt")]) == 1
+
+
+def test_names() -> None:
+    x = torch.tensor(1.3, dtype=torch.float64)
+    mixture = parse_density("0.25 * normal(-2, 0.5) + 0.75*normal(1,1e0)")
+    exact = sum(
+        weight * math.exp(-(((1.3 - mean) / s) ** 2) / 2) / s / math.sqrt(2 * math.pi)
+        for weight, mean, s in ((0.25, -2, 0.5), (0.75, 1, 1))
+    )
+    assert mixture.log_prob(x).exp().item() == pytest.approx(exact)
+    logistic = parse_density("logistic(1,2)")
+    assert logistic.log_prob(x).exp().item() == pytest.approx(0.25 / 2 / math.cosh(0.075) ** 2)
+    assert parse_activation("tanh") is torch.tanh
+    assert ACTIVATIONS["crrelu"](x).item() == pytest.approx(1.3 + 0.013 * math.exp(-0.845))
+    for text in ("", "normal", "normal(0,1", "normal(0,1)x", "normal(a,b)", "normal(0,-1)", "f(1)"):
+        with pytest.raises(ValueError, match="density is"):
+            parse_density(text)
