@@ -2,6 +2,7 @@
 
 from crrelu_ext import reference
 from crrelu_ext._ops import __version__, build_info
+from crrelu_ext.derived import DerivedActivation
 from crrelu_ext.functional import crrelu, crrelu_, crrelu_glu
 from crrelu_ext.mlp import CRReLUMLP
 from crrelu_ext.models import parameter_groups, register, replace_activation
@@ -10,6 +11,7 @@ from crrelu_ext.modules import CRReLU
 __all__ = [
     "CRReLU",
     "CRReLUMLP",
+    "DerivedActivation",
     "__version__",
     "build_info",
     "crrelu",

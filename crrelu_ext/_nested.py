@@ -18,10 +18,15 @@ def on_values(
     function: Callable[..., Tensor],
     name: str,
     inputs: tuple[Tensor, ...],
-    epsilon: Tensor,
-    channel_dim: int,
+    parameter: Tensor,
+    channel_dim: int | None = None,
 ) -> Tensor:
     """``function`` of the values, as a nested tensor with the ragged shape of the first input.
+
+    Args:
+        function: takes the values, the parameter and, if there is one, the channel_dim.
+        name: the operator's, for errors.
+        parameter: epsilon, or a table, which has no channel_dim.
 
     Raises:
         ValueError: an input is not nested, or of another ragged shape; epsilon's values lie along
@@ -35,14 +40,15 @@ def on_values(
                 "them nested; allowed are nested tensors of one ragged shape"
             )
     ragged = first._ragged_idx
-    if epsilon.numel() != 1:
+    if channel_dim is not None and parameter.numel() != 1:
         if not ragged < channel_dim % first.dim():
             raise ValueError(
                 f"{name}: channel_dim is {channel_dim}; with a nested tensor of {first.dim()} "
                 f"dimensions, allowed are those behind the ragged one, {ragged}"
             )
         channel_dim = channel_dim % first.dim() - 1  # values have no batch dimension
-    values = function(*(x.values() for x in inputs), epsilon, channel_dim)
+    others = (parameter,) if channel_dim is None else (parameter, channel_dim)
+    values = function(*(x.values() for x in inputs), *others)
     return torch.nested.nested_tensor_from_jagged(
         values, first.offsets(), first.lengths(), jagged_dim=ragged
     )

@@ -72,7 +72,7 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was never 
     __version__ = "unknown"
 
 
-def general(name: str, *arguments: Any, **out: Any) -> Any:
+def general(name: str, inputs: tuple[Any, ...], others: tuple[Any, ...], **out: Any) -> Any:
     """Calls an operator through torch.ops, for arguments that are no plain tensors.
 
     Nested tensors are taken by their values. The first time that DTensors can be among the
@@ -80,12 +80,11 @@ def general(name: str, *arguments: Any, **out: Any) -> Any:
     torch.distributed.tensor takes half as long as torch itself.
     """
     operator = getattr(torch.ops.crrelu_ext, name)
-    *inputs, epsilon, channel_dim = arguments
     if any(is_jagged(x) for x in inputs) and not out:
-        return on_values(operator, name, tuple(inputs), epsilon, channel_dim)
+        return on_values(operator, name, inputs, *others)
     if "torch.distributed.tensor" in sys.modules:
         _register_sharding()
-    return operator(*arguments, **out)
+    return operator(*inputs, *others, **out)
 
 
 @functools.cache

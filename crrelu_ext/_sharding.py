@@ -23,6 +23,8 @@ def register() -> None:
     register_sharding(ops.crrelu_backward.default)(_backward)
     register_sharding(ops.crrelu_glu.default)(_glu_forward)
     register_sharding(ops.crrelu_glu_backward.default)(_glu_backward)
+    register_sharding(ops.tabulated.default)(_tabulated)
+    register_sharding(ops.tabulated_backward.default)(_tabulated_backward)
 
 
 def _shards(input: Any, epsilon: Any, channel_dim: int) -> list[tuple[Any, Any, Any]]:
@@ -84,3 +86,19 @@ def _glu_backward(
     for shard, of_epsilon, of_gradient in _shards(gate, epsilon, channel_dim):
         rules.append(([shard, shard, of_gradient], [shard, shard, shard, of_epsilon, None, None]))
     return [(_masked(outputs, output_mask), arguments) for outputs, arguments in rules]
+
+
+def _tabulated(input: Any, table: Any) -> Rules:
+    whole = Replicate()
+    shards = map(Shard, range(len(input.shape)))
+    return [([whole], [whole, whole]), *(([shard], [shard, whole]) for shard in shards)]
+
+
+def _tabulated_backward(grad_output: Any, input: Any, table: Any) -> Rules:
+    whole, partial = Replicate(), Partial()
+    shards = map(Shard, range(len(input.shape)))
+    return [
+        ([whole], [whole, whole, whole]),
+        ([partial], [partial, whole, whole]),
+        *(([shard], [shard, shard, whole]) for shard in shards),
+    ]

@@ -75,9 +75,33 @@ def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 
     return _glu(gate, up, epsilon, channel_dim)
 
 
+def tabulated(input: Tensor, table: Tensor) -> Tensor:
+    """The function that a table describes: cubics between its knots, tangents beyond them.
+
+    Between two knots it is the cubic with the values and slopes that the table has there; its
+    derivative is that cubic's. A tangent without slope is constant as far as infinity.
+
+    Args:
+        input: any shape and strides; float32, float64, bfloat16 or float16. 16-bit types are
+            computed in float32.
+        table: (3, knots), float32 or float64, on the input's device, without gradient: where the
+            knots are, equally spaced and increasing; the values; the slopes.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that is not as said.
+    """
+    if is_compiling():
+        return reference.tabulated(input, table)
+    return _tabulated(input, table)
+
+
 if _C is not None:
     _crrelu = _C.crrelu
     _glu = _C.crrelu_glu
+    _tabulated = _C.tabulated
     _write = _C.crrelu_out
 else:
 
@@ -86,6 +110,8 @@ else:
 
     def _glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
         return reference.crrelu_glu(gate, up, epsilon, channel_dim=channel_dim)
+
+    _tabulated = reference.tabulated
 
     def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
         output = _crrelu(input, epsilon, channel_dim)

@@ -75,9 +75,73 @@ def _crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> 
     return (_value(gate, epsilon, channel_dim) * up).to(gate.dtype)
 
 
+def tabulated(input: Tensor, table: Tensor) -> Tensor:
+    """Cubics between a table's knots, composed; all as :func:`crrelu_ext.functional.tabulated`."""
+    if is_jagged(input):
+        return on_values(_tabulated, "tabulated", (input,), table)
+    return _tabulated(input, table)
+
+
+def _tabulated(input: Tensor, table: Tensor) -> Tensor:
+    check_table_arguments(input, table)
+    x = input.to(_dtype_of(input))
+    places, values, slopes = table.to(x.dtype)
+    intervals = table.shape[1] - 1
+    width = (places[-1] - places[0]) / intervals
+    near = x.clamp(places[0], places[-1])
+    t = (near - places[0]) / width
+    left = t.detach().nan_to_num(0).floor().clamp(0, intervals - 1).long()
+    u = t - left
+
+    def pick(row: Tensor, knot: Tensor) -> Tensor:
+        return row.index_select(0, knot.flatten()).view_as(knot)
+
+    value, rise = pick(values, left), pick(values.diff(), left)
+    first, last = pick(slopes, left) * width, pick(slopes, left + 1) * width
+    second, third = 3 * rise - 2 * first - last, first + last - 2 * rise
+    slope = (first + u * (2 * second + 3 * u * third)) / width
+    beyond = (x - near).masked_fill(slope == 0, 0)  # where inf · 0 must not arise
+    return (value + u * (first + u * (second + u * third)) + slope * beyond).to(input.dtype)
+
+
+def check_table_arguments(input: Tensor, table: Tensor) -> None:
+    """Raises an error that names the argument unless ``tabulated`` is defined on these."""
+    for argument, tensor in (("input", input), ("table", table)):
+        if not isinstance(tensor, Tensor):
+            given = type(tensor).__name__
+            raise TypeError(f"tabulated: {argument} is a {given}; allowed is a torch.Tensor")
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"tabulated: {argument} has layout {tensor.layout}; allowed is torch.strided"
+            )
+    if input.dtype not in DTYPES:
+        raise TypeError(f"tabulated: input has dtype {input.dtype}; allowed are {DTYPES}")
+    if table.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"tabulated: table has dtype {table.dtype}; allowed are torch.float32 and torch.float64"
+        )
+    if table.dim() != 2 or table.shape[0] != 3 or table.shape[1] < 2:
+        raise ValueError(
+            f"tabulated: table has shape {tuple(table.shape)}; allowed is (3, knots), with at "
+            "least 2 knots"
+        )
+    if table.device != input.device:
+        raise RuntimeError(
+            f"tabulated: table is on {table.device} but input is on {input.device}; both must be "
+            "on the same device"
+        )
+    if table.requires_grad:
+        raise RuntimeError("tabulated: table requires grad, but has no derivative; detach it")
+
+
+def _dtype_of(input: Tensor) -> torch.dtype:
+    """The dtype that an input is computed in."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
 def _value(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
     """CRReLU in the dtype it is computed in."""
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = _dtype_of(input)
     x = input.to(dtype)
     shape: list[int] = []  # one epsilon as 0-dim, or a 0-dim input would come back as (1,)
     if epsilon.numel() != 1:

@@ -120,6 +120,40 @@ std::tuple<Tensor, Tensor, Tensor> crrelu_glu_backward_autograd(
                                              up, epsilon, channel_dim, output_mask);
 }
 
+struct TabulatedBackward {
+  static constexpr auto kName = "TabulatedBackward";
+  static constexpr size_t kSaved = 2;  // input, table
+
+  static variable_list gradients(const variable_list& grads, const std::array<Tensor, 2>& saved,
+                                 int64_t, std::array<bool, 2> wanted) {
+    if (!grads[0].defined() || !wanted[0]) return variable_list(2);
+    return {tabulated_backward_op().call(grads[0], saved[0], saved[1]), Tensor()};
+  }
+};
+
+Tensor tabulated_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& table) {
+  TORCH_CHECK(!compute_requires_grad(table) && !has_forward_grad(table),
+              "tabulated: table requires grad, but has no derivative; detach it");
+  if (has_forward_grad(input)) return tabulated_composed(input, table);
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = tabulated_op().redispatch(keys & c10::after_autograd_keyset, input, table);
+  }
+  if (compute_requires_grad(input))
+    FormulaNode<TabulatedBackward>::record(0, {output}, input, table);
+  return output;
+}
+
+Tensor tabulated_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad_output,
+                                   const Tensor& input, const Tensor& table) {
+  if (compute_requires_grad(grad_output, input) || has_forward_grad(grad_output, input))
+    return tabulated_backward_composed(grad_output, input, table);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return tabulated_backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input,
+                                            table);
+}
+
 /// Writing into a tensor is for use without gradients, as out= is in torch.
 void check_no_gradient(const char* name, const Tensor& tensor) {
   TORCH_CHECK(!compute_requires_grad(tensor) && !has_forward_grad(tensor), "crrelu: ", name,
@@ -147,6 +181,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, Autograd, m) {
   m.impl("crrelu_backward", TORCH_FN(crrelu_backward_autograd));
   m.impl("crrelu_glu", TORCH_FN(crrelu_glu_autograd));
   m.impl("crrelu_glu_backward", TORCH_FN(crrelu_glu_backward_autograd));
+  m.impl("tabulated", TORCH_FN(tabulated_autograd));
+  m.impl("tabulated_backward", TORCH_FN(tabulated_backward_autograd));
 }
 
 }  // namespace crrelu

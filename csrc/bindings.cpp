@@ -36,10 +36,13 @@ int64_t channel_dim_of(py::handle argument) {
   return THPUtils_unpackLong(argument.ptr());
 }
 
-/// The call through torch.ops, where tensor subclasses and modes see it.
-template <class... Arguments>
-PyObject* general(const Arguments&... arguments) {
-  return py::module_::import("crrelu_ext._ops").attr("general")(arguments...).release().ptr();
+/// The call through torch.ops, where tensor subclasses and modes see it: of the operator's tensors
+/// that go element by element, and of what it has beside them.
+template <class... Keywords>
+PyObject* general(const char* op, const py::tuple& inputs, const py::tuple& others,
+                  const Keywords&... keywords) {
+  const auto function = py::module_::import("crrelu_ext._ops").attr("general");
+  return function(op, inputs, others, keywords...).release().ptr();
 }
 
 /// Fewer elements are computed in less time than other threads take to notice.
@@ -70,7 +73,7 @@ PyObject* crrelu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!plain({input, epsilon})) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
-    return general("crrelu", input, epsilon, channel_dim);
+    return general("crrelu", py::make_tuple(input), py::make_tuple(epsilon, channel_dim));
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   return wrapped(x.numel(), [&] { return crrelu_op().call(x, e, channel_dim); });
@@ -88,7 +91,8 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
     check_tensor(out, "out");
-    return general("crrelu", input, epsilon, channel_dim, py::arg("out") = out);
+    return general("crrelu", py::make_tuple(input), py::make_tuple(epsilon, channel_dim),
+                   py::arg("out") = out);
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor y = THPVariable_Unpack(out.ptr());
@@ -111,11 +115,27 @@ PyObject* crrelu_glu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(gate, "gate", "crrelu_glu");
     check_tensor(up, "up", "crrelu_glu");
     check_tensor(epsilon, "epsilon", "crrelu_glu");
-    return general("crrelu_glu", gate, up, epsilon, channel_dim);
+    return general("crrelu_glu", py::make_tuple(gate, up), py::make_tuple(epsilon, channel_dim));
   }
   const auto &x = THPVariable_Unpack(gate.ptr()), &y = THPVariable_Unpack(up.ptr()),
              &e = THPVariable_Unpack(epsilon.ptr());
   return wrapped(x.numel(), [&] { return crrelu_glu_op().call(x, y, e, channel_dim); });
+  END_HANDLE_TH_ERRORS
+}
+
+/// tabulated(input, table)
+PyObject* tabulated(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 2, "tabulated: allowed are input, table; given are ", count,
+                   " arguments");
+  const py::handle input(arguments[0]), table(arguments[1]);
+  if (!plain({input, table})) {
+    check_tensor(input, "input", "tabulated");
+    check_tensor(table, "table", "tabulated");
+    return general("tabulated", py::make_tuple(input), py::make_tuple(table));
+  }
+  const auto &x = THPVariable_Unpack(input.ptr()), &t = THPVariable_Unpack(table.ptr());
+  return wrapped(x.numel(), [&] { return tabulated_op().call(x, t); });
   END_HANDLE_TH_ERRORS
 }
 
@@ -140,6 +160,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("crrelu") = crrelu::fast_function<crrelu::crrelu>("crrelu");
   m.attr("crrelu_out") = crrelu::fast_function<crrelu::crrelu_out>("crrelu_out");
   m.attr("crrelu_glu") = crrelu::fast_function<crrelu::crrelu_glu>("crrelu_glu");
+  m.attr("tabulated") = crrelu::fast_function<crrelu::tabulated>("tabulated");
   m.def("isa_available", crrelu::isa_available,
         "The instruction sets of this build that this processor has.");
   m.def(

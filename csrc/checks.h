@@ -71,6 +71,25 @@ inline void check_glu_arguments(const at::Tensor& gate, const at::Tensor& up,
   check_alike("crrelu_glu", "up", up, "gate", gate);
 }
 
+/// For the tabulated activation: `table` holds knots, as (3, knots): where they are, equally
+/// spaced; f there; f' there.
+inline void check_table_arguments(const char* op, const at::Tensor& input,
+                                  const at::Tensor& table) {
+  TORCH_CHECK_VALUE(input.layout() == at::kStrided, op, ": input has layout ", input.layout(),
+                    "; only strided (dense) tensors are allowed");
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), op, ": input has dtype ", dtype_name(input),
+                   "; allowed are float32, float64, bfloat16 and float16");
+  TORCH_CHECK_VALUE(table.layout() == at::kStrided, op, ": table has layout ", table.layout(),
+                    "; only strided (dense) tensors are allowed");
+  TORCH_CHECK_TYPE(table.scalar_type() == at::kFloat || table.scalar_type() == at::kDouble, op,
+                   ": table has dtype ", dtype_name(table), "; allowed are float32 and float64");
+  TORCH_CHECK_VALUE(table.dim() == 2 && table.sym_size(0) == 3 && table.sym_size(1) >= 2, op,
+                    ": table has shape ", table.sym_sizes(),
+                    "; allowed is (3, knots), with at least 2 knots");
+  TORCH_CHECK(input.device() == table.device(), op, ": table is on ", table.device(),
+              " but input is on ", input.device(), "; both must be on the same device");
+}
+
 /// Makes `out` ready to take the result, as torch's own operators do: checks that the result can be
 /// cast to its dtype and that writing it does not change what is still to be read, and gives it the
 /// input's shape.

@@ -2,6 +2,8 @@
 
 #include <torch/library.h>
 
+#include <utility>
+
 #include "checks.h"
 #include "operators.h"
 
@@ -127,6 +129,69 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_composed(
 
 namespace {
 
+/// Of each element of a tabulated activation's input: where it lies, and the cubic there.
+struct Lookup {
+  at::Tensor beyond, u, value, first, second, third, per_unit;
+
+  Lookup(const at::Tensor& input, const at::Tensor& table_) {
+    const bool wide = input.scalar_type() == at::kDouble;
+    const auto type = wide ? at::kDouble : at::kFloat;
+    const auto x = input.to(type), table = table_.to(type);
+    const auto intervals = table.sym_size(1) - 1;
+    const auto knots = table.select(0, 0), lower = knots.select(0, 0), upper = knots.select(0, -1);
+    const auto near = at::clamp(x, lower, upper);
+    beyond = x - near;
+    per_unit = c10::Scalar(intervals) / (upper - lower);
+    const auto t = (near - lower) * per_unit;
+    const auto index =
+        at::nan_to_num(t.detach(), 0.0).floor().clamp(0, c10::Scalar(intervals - 1)).to(at::kLong);
+    u = t - index;
+    const auto pick = [&](int64_t row, int64_t next) {
+      return table.select(0, row).index_select(0, (index + next).flatten()).view_as(index);
+    };
+    value = pick(1, 0);
+    const auto rise = pick(1, 1) - value;
+    first = pick(2, 0) / per_unit;
+    const auto right = pick(2, 1) / per_unit;
+    second = 3 * rise - 2 * first - right;
+    third = first + right - 2 * rise;
+  }
+  at::Tensor slope() const { return (first + u * (2 * second + 3 * u * third)) * per_unit; }
+  at::Tensor result() const {
+    const auto slope = this->slope();
+    const auto line = slope * beyond.masked_fill(slope == 0, 0);  // inf * 0 must not arise
+    return value + u * (first + u * (second + u * third)) + line;
+  }
+};
+
+}  // namespace
+
+at::Tensor tabulated_composed(const at::Tensor& input, const at::Tensor& table) {
+  check_table_arguments("tabulated", input, table);
+  return Lookup(input, table).result().to(input.scalar_type());
+}
+
+at::Tensor tabulated_backward_composed(const at::Tensor& grad_output, const at::Tensor& input,
+                                       const at::Tensor& table) {
+  check_table_arguments("tabulated_backward", input, table);
+  check_alike("tabulated_backward", "grad_output", grad_output, "input", input);
+  return (grad_output * Lookup(input, table).slope()).to(input.scalar_type());
+}
+
+namespace {
+
+at::Tensor tabulated_meta(const at::Tensor& input, const at::Tensor& table) {
+  check_table_arguments("tabulated", input, table);
+  return at::empty_like(input);
+}
+
+at::Tensor tabulated_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                   const at::Tensor& table) {
+  check_table_arguments("tabulated_backward", input, table);
+  check_alike("tabulated_backward", "grad_output", grad_output, "input", input);
+  return at::empty_like(input);
+}
+
 at::Tensor& crrelu_out_composed(const at::Tensor& input, const at::Tensor& epsilon,
                                 int64_t channel_dim, at::Tensor& out) {
   check_arguments(input, epsilon, channel_dim);
@@ -168,13 +233,38 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_meta(
 
 }  // namespace
 
+namespace {
+
+/// One of the above, in the place of a kernel that this build does not have.
+template <auto composed>
+struct InPlaceOfKernel;
+
+template <class Result, class... Arguments, Result (*composed)(const at::Tensor&, Arguments...)>
+struct InPlaceOfKernel<composed> {
+  static Result call(const at::Tensor& tensor, Arguments... arguments) {
+    if (tensor.is_cuda()) {
+      TORCH_WARN_ONCE(
+          "crrelu_ext was built without CUDA kernels: on a GPU it takes the formula composed of "
+          "PyTorch's operators, which is several times slower. To get the kernels, install it "
+          "again from its source folder, where a CUDA build of torch and nvcc of the same CUDA "
+          "version are: FORCE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir .  "
+          "(it says what is missing)");
+    }
+    return composed(tensor, std::forward<Arguments>(arguments)...);
+  }
+};
+
+}  // namespace
+
 // Any device without kernels of ours.
 TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
-  m.impl("crrelu", crrelu_composed);
-  m.impl("crrelu.out", crrelu_out_composed);
-  m.impl("crrelu_backward", crrelu_backward_composed);
-  m.impl("crrelu_glu", crrelu_glu_composed);
-  m.impl("crrelu_glu_backward", crrelu_glu_backward_composed);
+  m.impl("crrelu", InPlaceOfKernel<crrelu_composed>::call);
+  m.impl("crrelu.out", InPlaceOfKernel<crrelu_out_composed>::call);
+  m.impl("crrelu_backward", InPlaceOfKernel<crrelu_backward_composed>::call);
+  m.impl("crrelu_glu", InPlaceOfKernel<crrelu_glu_composed>::call);
+  m.impl("crrelu_glu_backward", InPlaceOfKernel<crrelu_glu_backward_composed>::call);
+  m.impl("tabulated", tabulated_composed);
+  m.impl("tabulated_backward", tabulated_backward_composed);
 }
 
 TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
@@ -182,6 +272,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
   m.impl("crrelu_backward", crrelu_backward_meta);
   m.impl("crrelu_glu", crrelu_glu_meta);
   m.impl("crrelu_glu_backward", crrelu_glu_backward_meta);
+  m.impl("tabulated", tabulated_meta);
+  m.impl("tabulated_backward", tabulated_backward_meta);
 }
 
 // torch.func.vmap.
@@ -190,6 +282,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, FuncTorchBatched, m) {
   m.impl("crrelu_backward", crrelu_backward_composed);
   m.impl("crrelu_glu", crrelu_glu_composed);
   m.impl("crrelu_glu_backward", crrelu_glu_backward_composed);
+  m.impl("tabulated", tabulated_composed);
+  m.impl("tabulated_backward", tabulated_backward_composed);
 }
 
 }  // namespace crrelu

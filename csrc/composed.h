@@ -33,4 +33,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_composed(
     const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
     const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask);
 
+at::Tensor tabulated_composed(const at::Tensor& input, const at::Tensor& table);
+
+at::Tensor tabulated_backward_composed(const at::Tensor& grad_output, const at::Tensor& input,
+                                       const at::Tensor& table);
+
 }  // namespace crrelu

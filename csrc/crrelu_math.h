@@ -176,7 +176,8 @@ CRRELU_INLINE Point<V> evaluate(V x, const Epsilon<V>& epsilon) {
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
-// value, and the gradients by the chain rule.
+// value, and the gradients by the chain rule. shared() reads the parameter of all elements, if
+// kByChannel a Parameter can also be made of a vector of numbers.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -197,8 +198,14 @@ struct Gradients {
 /// f(x)
 struct CRReLU {
   static constexpr int kInputs = 1;
-  template <class V>
+  static constexpr bool kByChannel = true;
+  template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
+
+  template <class V, class Real>
+  static CRRELU_INLINE Epsilon<V> shared(const Real* epsilon) {
+    return Epsilon<V>(V(*epsilon));
+  }
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[1], const Epsilon<V>& epsilon) {
@@ -213,10 +220,8 @@ struct CRReLU {
 };
 
 /// f(gate) * up, which stands where a transformer has SwiGLU.
-struct CRReLUGated {
+struct CRReLUGated : CRReLU {
   static constexpr int kInputs = 2;
-  template <class V>
-  using Parameter = Epsilon<V>;
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[2], const Epsilon<V>& epsilon) {

@@ -1,4 +1,5 @@
-// How a call's elements share epsilons: what backends, with torch and without it, speak of.
+// How a call's elements share epsilons, and what a table is: what backends, with torch and without
+// it, speak of.
 #pragma once
 
 #include <cstdint>
@@ -10,5 +11,9 @@ namespace crrelu {
 struct Layout {
   int64_t outer, channels, inner;
 };
+
+/// How a table is handed to the kernels: these numbers, then the intervals' coefficients, from the
+/// left, in powers of the distance from the interval's left end, counted in intervals.
+enum TableHeader { kLower, kUpper, kPerUnit, kIntervals, kTableHeader };
 
 }  // namespace crrelu

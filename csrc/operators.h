@@ -19,6 +19,9 @@ using CrreluGluBackwardOp = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
     std::array<bool, 3>);
 
+using TabulatedOp = at::Tensor(const at::Tensor&, const at::Tensor&);
+using TabulatedBackwardOp = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name, const char* overload = "") {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
@@ -42,6 +45,14 @@ inline const auto& crrelu_glu_op() {
 }
 inline const auto& crrelu_glu_backward_op() {
   static const auto op = find_operator<CrreluGluBackwardOp>("crrelu_ext::crrelu_glu_backward");
+  return op;
+}
+inline const auto& tabulated_op() {
+  static const auto op = find_operator<TabulatedOp>("crrelu_ext::tabulated");
+  return op;
+}
+inline const auto& tabulated_backward_op() {
+  static const auto op = find_operator<TabulatedBackwardOp>("crrelu_ext::tabulated_backward");
   return op;
 }
 

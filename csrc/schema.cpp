@@ -22,4 +22,6 @@ TORCH_LIBRARY(crrelu_ext, m) {
       "channel_dim, bool[3] output_mask)"
       " -> (Tensor grad_gate, Tensor grad_up, Tensor grad_epsilon)",
       tags);
+  m.def("tabulated(Tensor input, Tensor table) -> Tensor", tags);
+  m.def("tabulated_backward(Tensor grad_output, Tensor input, Tensor table) -> Tensor", tags);
 }

@@ -25,7 +25,8 @@ from .tolerances import TOLERANCES
 
 ROOT = Path(__file__).parent.parent
 TESTS_OF_KERNELS = [
-    f"tests/test_{name}.py" for name in ("accuracy", "epsilon_gradient", "position", "strides")
+    f"tests/test_{name}.py"
+    for name in ("accuracy", "derived", "epsilon_gradient", "position", "strides")
 ]
 INFO = crrelu_ext.build_info()
 EPSILON = -0.5
@@ -46,7 +47,7 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("isa", [isa for isa in INFO["isa_available"] if isa != INFO["isa"]])
 def test_kernels(isa: str) -> None:
-    options = ("-k", "not cuda", "--tb=short", "-p", "no:cacheprovider")
+    options = ("-k", "not (cuda or compiled or opcheck)", "--tb=short", "-p", "no:cacheprovider")
     process = run(isa, "-m", "pytest", *options, *TESTS_OF_KERNELS)
     assert process.returncode == 0, process.stdout
     assert f"crrelu_ext: {isa} of" in process.stdout

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "../checks.h"
+#include "../dense.h"
 #include "dispatch.h"
 
 namespace crrelu {
@@ -71,20 +72,6 @@ at::Tensor empty_output(const at::Tensor& like) {
   }
 #endif
   return output;
-}
-
-/// The tensor itself if its elements lie in memory just as those of `like`, which has no gaps; else
-/// a copy that does.
-at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) {
-  for (int64_t dim = 0; dim < like.dim(); ++dim) {
-    if (like.size(dim) > 1 && tensor.stride(dim) != like.stride(dim))
-      return at::empty_like(like).copy_(tensor);
-  }
-  return tensor;
-}
-
-at::Tensor without_gaps(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() ? tensor : at::empty_like(tensor).copy_(tensor);
 }
 
 /// epsilon in the kernels' arithmetic type, contiguous. Its NaN is made the common one: the
@@ -179,16 +166,26 @@ Addresses<const void> addresses_of(at::TensorList tensors) {
   return addresses;
 }
 
+/// What an activation has beside its inputs, in the kernels' arithmetic type: epsilons, or a table.
+struct Parameter {
+  at::Tensor values;
+  Layout layout;
+
+  static Parameter epsilon(const at::Tensor& epsilon, const at::Tensor& input,
+                           int64_t channel_dim) {
+    return {epsilon_for(epsilon, input.scalar_type()), layout_of(input, epsilon, channel_dim)};
+  }
+};
+
 /// f of `inputs`, which have no gaps and lie alike, into `output`, which does so too.
-void forward(Activation activation, at::TensorList inputs, const at::Tensor& epsilon_,
-             int64_t channel_dim, const at::Tensor& output) {
+void forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
+             const at::Tensor& output) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
-  const Plan plan(layout_of(input, epsilon_, channel_dim));
-  auto epsilon = epsilon_for(epsilon_, input.scalar_type());
-  if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
+  const Plan plan(parameter.layout);
+  const auto epsilon = plan.rows ? row_of_epsilons(parameter.values, plan) : parameter.values;
   const int64_t size = input.element_size(), step = epsilon.element_size();
   const auto x = addresses_of(inputs);
   const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
@@ -210,7 +207,7 @@ void forward(Activation activation, at::TensorList inputs, const at::Tensor& eps
     kernels.forward_rows(x.at(at).data(), e, y + at, 1, plan.rest, plan.rest);
     return;
   }
-  const int64_t channels = epsilon.numel();
+  const int64_t channels = parameter.layout.channels;
   parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
@@ -224,19 +221,24 @@ void forward(Activation activation, at::TensorList inputs, const at::Tensor& eps
 /// On the stack for a small tensor.
 using Sums = c10::SmallVector<double, 16>;
 
-struct Grads {
-  std::array<at::Tensor, kInputs> inputs;
-  at::Tensor epsilon;
+/// For each channel the slots that its sum is made of: (outer, channels, inner).
+struct Slots {
+  Sums sums;
+  int64_t inner = 0;
 };
 
-/// Adds up the slots of each epsilon, in a fixed order: `sums` is (slots, repeats, channels,
-/// inner).
-at::Tensor fold(const double* sums, int64_t numel, int64_t inner, const at::Tensor& epsilon) {
+struct Grads {
+  std::array<at::Tensor, kInputs> inputs;
+  Slots epsilon;
+};
+
+/// The gradient of epsilon: its slots added up, in a fixed order.
+at::Tensor fold(const Slots& slots, const at::Tensor& epsilon) {
   const int64_t channels = epsilon.numel();
-  c10::SmallVector<double, 16> totals(channels, 0);
-  for (const double* slot = sums; slot < sums + numel;) {
+  Sums totals(channels, 0);
+  for (const double* slot = slots.sums.begin(); slot < slots.sums.end();) {
     for (double& total : totals) {
-      for (int64_t k = 0; k < inner; ++k) total += *slot++;
+      for (int64_t k = 0; k < slots.inner; ++k) total += *slot++;
     }
   }
   auto folded = at::detail::empty_cpu({channels}, epsilon.scalar_type());
@@ -246,29 +248,26 @@ at::Tensor fold(const double* sums, int64_t numel, int64_t inner, const at::Tens
   return folded;
 }
 
-/// The gradients wanted: those of the inputs, then epsilon's. `inputs` have no gaps and lie alike,
-/// and so does `grad_output`.
+/// The gradients wanted: those of the inputs, then the slots of epsilon's. `inputs` have no gaps
+/// and lie alike, and so does `grad_output`.
 Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
-               const at::Tensor& epsilon_, int64_t channel_dim, at::ArrayRef<bool> wanted) {
+               const Parameter& parameter, at::ArrayRef<bool> wanted) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
   const bool want_epsilon = wanted.back();
   Grads grads;
+  Sums& sums = grads.epsilon.sums;
   Addresses<void> gx;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!wanted[i]) continue;
     grads.inputs[i] = empty_output(input);
     gx.first[i] = grads.inputs[i].mutable_data_ptr();
   }
-  if (numel == 0) {
-    if (want_epsilon) grads.epsilon = at::zeros_like(epsilon_);
-    return grads;
-  }
+  if (numel == 0) return grads;
   if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
   const auto& kernels = kernels_for(activation, input.scalar_type());
-  const Plan plan(layout_of(input, epsilon_, channel_dim));
-  auto epsilon = epsilon_for(epsilon_, input.scalar_type());
-  if (plan.rows) epsilon = row_of_epsilons(epsilon, plan);
+  const Plan plan(parameter.layout);
+  const auto epsilon = plan.rows ? row_of_epsilons(parameter.values, plan) : parameter.values;
   const int64_t size = input.element_size(), step = epsilon.element_size();
   const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
   const auto x = addresses_of(inputs);
@@ -276,7 +275,8 @@ Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorL
   const bool stream = numel * size >= kStreamBytes;
 
   if (plan.rows) {
-    Sums sums(want_epsilon ? (plan.bands() + (plan.rest > 0)) * plan.columns : 0);
+    grads.epsilon.inner = plan.inner;  // a band's columns: (repeats, channels, inner)
+    if (want_epsilon) sums.resize((plan.bands() + (plan.rest > 0)) * plan.columns);
     parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t band = i / plan.tiles(), row = band * plan.band,
@@ -294,12 +294,12 @@ Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorL
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
-    if (want_epsilon) grads.epsilon = fold(sums.data(), sums.size(), plan.inner, epsilon_);
     return grads;
   }
-  // A slot for each piece of each run: (outer, channels, pieces).
-  const int64_t channels = epsilon.numel(), slots = plan.runs * plan.pieces;
-  Sums sums(want_epsilon ? slots : 0);
+  // A slot for each piece of each run.
+  const int64_t channels = parameter.layout.channels, slots = plan.runs * plan.pieces;
+  grads.epsilon.inner = plan.pieces;
+  if (want_epsilon) sums.resize(slots);
   parallel_for(slots, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
@@ -309,14 +309,14 @@ Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorL
                        stream);
     }
   });
-  if (want_epsilon) grads.epsilon = fold(sums.data(), sums.size(), plan.pieces, epsilon_);
   return grads;
 }
 
 at::Tensor crrelu_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
   check_arguments(input, epsilon, channel_dim);
   auto output = empty_output(input);
-  forward(Activation::kPlain, {without_gaps(input)}, epsilon, channel_dim, output);
+  const auto dense = without_gaps(input);
+  forward(Activation::kPlain, {dense}, Parameter::epsilon(epsilon, dense, channel_dim), output);
   return output;
 }
 
@@ -326,7 +326,7 @@ at::Tensor& crrelu_out_cpu(const at::Tensor& input, const at::Tensor& epsilon, i
   prepare_out(input, epsilon, out);
   if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
       input.is_non_overlapping_and_dense()) {
-    forward(Activation::kPlain, {input}, epsilon, channel_dim, out);
+    forward(Activation::kPlain, {input}, Parameter::epsilon(epsilon, input, channel_dim), out);
   } else {
     out.copy_(crrelu_cpu(input, epsilon, channel_dim));
   }
@@ -341,9 +341,9 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_cpu(const at::Tensor& grad_ou
   check_arguments(input, epsilon, channel_dim);
   check_grad_output(grad_output, input);
   const auto dense = without_gaps(input);
-  auto grads = backward(Activation::kPlain, laid_out_as(grad_output, dense), {dense}, epsilon,
-                        channel_dim, output_mask);
-  return {std::move(grads.inputs[0]), std::move(grads.epsilon)};
+  auto grads = backward(Activation::kPlain, laid_out_as(grad_output, dense), {dense},
+                        Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
+  return {std::move(grads.inputs[0]), output_mask[1] ? fold(grads.epsilon, epsilon) : at::Tensor()};
 }
 
 at::Tensor crrelu_glu_cpu(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
@@ -351,7 +351,8 @@ at::Tensor crrelu_glu_cpu(const at::Tensor& gate, const at::Tensor& up, const at
   check_glu_arguments(gate, up, epsilon, channel_dim);
   const auto dense = without_gaps(gate);
   auto output = empty_output(dense);
-  forward(Activation::kGated, {dense, laid_out_as(up, dense)}, epsilon, channel_dim, output);
+  forward(Activation::kGated, {dense, laid_out_as(up, dense)},
+          Parameter::epsilon(epsilon, dense, channel_dim), output);
   return output;
 }
 
@@ -361,9 +362,51 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_cpu(
   check_glu_arguments(gate, up, epsilon, channel_dim);
   check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
   const auto dense = without_gaps(gate);
-  auto grads = backward(Activation::kGated, laid_out_as(grad_output, dense),
-                        {dense, laid_out_as(up, dense)}, epsilon, channel_dim, output_mask);
-  return {std::move(grads.inputs[0]), std::move(grads.inputs[1]), std::move(grads.epsilon)};
+  auto grads =
+      backward(Activation::kGated, laid_out_as(grad_output, dense), {dense, laid_out_as(up, dense)},
+               Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
+  return {std::move(grads.inputs[0]), std::move(grads.inputs[1]),
+          output_mask[2] ? fold(grads.epsilon, epsilon) : at::Tensor()};
+}
+
+/// A table as the kernels take it (TableOf), for an input of this type.
+Parameter table_for(const at::Tensor& table_, const at::Tensor& input) {
+  const auto table = table_.to(at::kDouble).contiguous();
+  const int64_t intervals = table.size(1) - 1;
+  const double *x = table.const_data_ptr<double>(), *y = x + intervals + 1, *m = y + intervals + 1;
+  const double width = (x[intervals] - x[0]) / static_cast<double>(intervals);
+  const auto type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor values = at::detail::empty_cpu({kTableHeader + 4 * intervals}, type);
+  AT_DISPATCH_FLOATING_TYPES(type, "table_for", [&] {
+    auto* value = values.mutable_data_ptr<scalar_t>();
+    const auto append = [&](std::initializer_list<double> numbers) {
+      value = std::copy(numbers.begin(), numbers.end(), value);
+    };
+    append({x[0], x[intervals], 1 / width, static_cast<double>(intervals)});
+    for (int64_t k = 0; k < intervals; ++k) {
+      const double rise = y[k + 1] - y[k], left = m[k] * width, right = m[k + 1] * width;
+      append({y[k], left, 3 * rise - 2 * left - right, left + right - 2 * rise});
+    }
+  });
+  return {values, {1, 1, input.numel()}};
+}
+
+at::Tensor tabulated_cpu(const at::Tensor& input, const at::Tensor& table) {
+  check_table_arguments("tabulated", input, table);
+  const auto dense = without_gaps(input);
+  auto output = empty_output(dense);
+  forward(Activation::kTabulated, {dense}, table_for(table, dense), output);
+  return output;
+}
+
+at::Tensor tabulated_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                  const at::Tensor& table) {
+  check_table_arguments("tabulated_backward", input, table);
+  check_alike("tabulated_backward", "grad_output", grad_output, "input", input);
+  const auto dense = without_gaps(input);
+  auto grads = backward(Activation::kTabulated, laid_out_as(grad_output, dense), {dense},
+                        table_for(table, dense), {true, false});
+  return std::move(grads.inputs[0]);
 }
 
 }  // namespace
@@ -374,6 +417,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) {
   m.impl("crrelu_backward", crrelu_backward_cpu);
   m.impl("crrelu_glu", crrelu_glu_cpu);
   m.impl("crrelu_glu_backward", crrelu_glu_backward_cpu);
+  m.impl("tabulated", tabulated_cpu);
+  m.impl("tabulated_backward", tabulated_backward_cpu);
 }
 
 }  // namespace crrelu

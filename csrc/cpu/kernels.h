@@ -9,10 +9,10 @@
 namespace crrelu {
 
 /// `inputs` are as many as the activation takes, `grad_inputs` likewise, each null where it is not
-/// wanted. They, `output` and `grad_output` point to the stored type at any alignment; `epsilon` to
-/// its Arithmetic type; sums are double. In the plain form one epsilon serves all elements; in the
-/// row form the elements are a matrix with `stride` elements from row to row, and each column has
-/// its own epsilon.
+/// wanted. They, `output` and `grad_output` point to the stored type at any alignment; `epsilon`,
+/// the activation's parameter, to its Arithmetic type; sums are double. In the plain form one
+/// epsilon, or one table, serves all elements; in the row form, which a table has not, the elements
+/// are a matrix with `stride` elements from row to row, and each column has its own epsilon.
 struct Kernels {
   /// output[i] = f(inputs[0][i], ...); output may be an input. `stream` writes past the caches: for
   /// results too large for them.
@@ -35,8 +35,8 @@ struct Kernels {
 enum class Storage { kFloat, kDouble, kBFloat16, kHalf };
 inline constexpr int kStorages = 4;
 
-/// The activations of crrelu_math.h.
-enum class Activation { kPlain, kGated };
+/// The activations of crrelu_math.h and tabulated.h.
+enum class Activation { kPlain, kGated, kTabulated };
 
 /// Indexed by Storage. The AVX tables exist on x86-64 only.
 const Kernels* kernels_scalar(Activation activation);

@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "../tabulated.h"
 #include "kernels.h"
 #include "pair.h"
 
@@ -17,7 +18,13 @@ namespace {
 template <class F, class V, Precision P, class S>
 class Loops {
  public:
-  static constexpr Kernels kernels() { return {forward, forward_rows, backward, backward_rows}; }
+  static constexpr Kernels kernels() {
+    if constexpr (F::kByChannel) {
+      return {forward, forward_rows, backward, backward_rows};
+    } else {
+      return {forward, nullptr, backward, nullptr};
+    }
+  }
 
  private:
   using Real = typename Arithmetic<S>::type;
@@ -27,7 +34,7 @@ class Loops {
   using WideGradients =
       typename std::conditional<P == Precision::kFull && kInputs == 1, Pair<V>, Wide>::type;
   template <class W>
-  using Parameter = typename F::template Parameter<W>;
+  using Parameter = typename F::template Parameter<W, Real>;
 
   /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
   /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
@@ -133,7 +140,7 @@ class Loops {
   static void forward(const void* const* inputs, const void* epsilon, void* output, int64_t numel,
                       bool stream) {
     auto* y = static_cast<S*>(output);
-    const Real parameter = *static_cast<const Real*>(epsilon);
+    const auto* parameter = static_cast<const Real*>(epsilon);
     if (stream && can_stream(y)) {
       forward_run(Sources(inputs), parameter, y, numel, Streamed());
       V::stream_fence();
@@ -143,9 +150,10 @@ class Loops {
   }
 
   template <class Access>
-  static void forward_run(const Sources inputs, Real epsilon, S* y, int64_t numel, Access access) {
-    const Parameter<Wide> wide_parameter{Wide(epsilon)};
-    const Parameter<V> parameter{V(epsilon)};
+  static void forward_run(const Sources inputs, const Real* shared, S* y, int64_t numel,
+                          Access access) {
+    const auto wide_parameter = F::template shared<Wide>(shared);
+    const auto parameter = F::template shared<V>(shared);
     int64_t i = 0;
     for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
       forward_at<Wide>(i, inputs, wide_parameter, y, access);
@@ -182,7 +190,7 @@ class Loops {
     const auto* g = static_cast<const S*>(grad_output);
     const Sources inputs(inputs_);
     const Targets grads(grad_inputs);
-    const Real parameter = *static_cast<const Real*>(epsilon);
+    const auto* parameter = static_cast<const Real*>(epsilon);
     if (!grads.any) {
       *sum = backward_run<false, true>(g, inputs, parameter, grads, numel, Cached());
     } else if (stream && grads.can_stream) {
@@ -200,10 +208,10 @@ class Loops {
   }
 
   template <bool kWantInputs, bool kWantParameter, class Access>
-  static double backward_run(const S* g, const Sources inputs, Real epsilon, const Targets grads,
-                             int64_t numel, Access access) {
-    const Parameter<WideGradients> wide_parameter{WideGradients(epsilon)};
-    const Parameter<V> parameter{V(epsilon)};
+  static double backward_run(const S* g, const Sources inputs, const Real* shared,
+                             const Targets grads, int64_t numel, Access access) {
+    const auto wide_parameter = F::template shared<WideGradients>(shared);
+    const auto parameter = F::template shared<V>(shared);
     double lanes[WideGradients::kLanes] = {};
     for (int64_t i = 0; i < numel;) {
       const int64_t end = numel - i < kBlock ? numel : i + kBlock;
@@ -293,8 +301,14 @@ struct Tables {
 
 template <class V32, class V64>
 const Kernels* kernels_of(Activation activation) {
-  return activation == Activation::kPlain ? Tables<CRReLU, V32, V64>::kernels
-                                          : Tables<CRReLUGated, V32, V64>::kernels;
+  switch (activation) {
+    case Activation::kPlain:
+      return Tables<CRReLU, V32, V64>::kernels;
+    case Activation::kGated:
+      return Tables<CRReLUGated, V32, V64>::kernels;
+    default:
+      return Tables<Tabulated, V32, V64>::kernels;
+  }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // side by side.
 #pragma once
 
-#include "../crrelu_math.h"
+#include "../tabulated.h"
 
 namespace crrelu {
 namespace {
@@ -61,6 +61,15 @@ struct Pair {
     return pair(V::template exp_reduced<P>(shifted.a, r.a),
                 V::template exp_reduced<P>(shifted.b, r.b));
   }
+  template <class Real>
+  struct Cubics {
+    typename V::template Cubics<Real> cubics;
+    CRRELU_INLINE Cubics(const Real* rows, int count) : cubics(rows, count) {}
+    CRRELU_INLINE Cubic<Pair> at(Pair k) const {
+      const Cubic<V> a = cubics.at(k.a), b = cubics.at(k.b);
+      return {{{a.c[0], b.c[0]}, {a.c[1], b.c[1]}, {a.c[2], b.c[2]}, {a.c[3], b.c[3]}}};
+    }
+  };
   template <class S>
   static CRRELU_INLINE Pair load(const S* p) {
     return {V::load(p), V::load(p + V::kLanes)};
@@ -121,6 +130,10 @@ CRRELU_INLINE typename Pair<V>::Mask greater(Pair<V> x, Pair<V> y) {
 template <class V>
 CRRELU_INLINE Pair<V> select(typename Pair<V>::Mask m, Pair<V> x, Pair<V> y) {
   return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)};
+}
+template <class V>
+CRRELU_INLINE Pair<V> floor(Pair<V> x) {
+  return {floor(x.a), floor(x.b)};
 }
 template <class V>
 CRRELU_INLINE Pair<V> ldexp(Pair<V> x, Pair<V> n) {

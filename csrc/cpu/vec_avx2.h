@@ -2,7 +2,7 @@
 // region of kernels_avx2.cpp, after <immintrin.h>.
 #pragma once
 
-#include "../crrelu_math.h"
+#include "../tabulated.h"
 #include "powers.h"
 #include "storage.h"
 
@@ -29,6 +29,9 @@ struct Float32x8 {
   }
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 shifted, Float32x8 r);
+
+  template <class>
+  class Cubics;
 
   static CRRELU_INLINE Float32x8 load(const float* p) { return _mm256_loadu_ps(p); }
   static CRRELU_INLINE Float32x8 load(const BFloat16* p) {
@@ -100,6 +103,9 @@ struct Float64x4 {
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 shifted, Float64x4 r);
 
+  template <class>
+  class Cubics;
+
   static CRRELU_INLINE Float64x4 load(const double* p) { return _mm256_loadu_pd(p); }
   static CRRELU_INLINE Float64x4 load(const double* p, int count) {
     return _mm256_maskload_pd(p, first(count));
@@ -127,7 +133,8 @@ struct Float64x4 {
   CRRELU_INLINE bool all_less(V a, V::real limit) {                                   \
     return _mm256_movemask_##ps(_mm256_cmp_##ps(a.v, V(limit).v, _CMP_NLT_UQ)) == 0;  \
   }                                                                                   \
-  CRRELU_INLINE V select(V m, V a, V b) { return _mm256_blendv_##ps(b.v, a.v, m.v); }
+  CRRELU_INLINE V select(V m, V a, V b) { return _mm256_blendv_##ps(b.v, a.v, m.v); } \
+  CRRELU_INLINE V floor(V a) { return _mm256_floor_##ps(a.v); }
 CRRELU_OPERATORS(Float32x8, ps)
 CRRELU_OPERATORS(Float64x4, pd)
 #undef CRRELU_OPERATORS
@@ -142,6 +149,49 @@ CRRELU_INLINE Float64x4 max_bits(Float64x4 a, Float64x4 b) {  // a NaN may have 
   const __m256i larger = _mm256_cmpgt_epi64(_mm256_castpd_si256(y), _mm256_castpd_si256(x));
   return _mm256_blendv_pd(x, y, _mm256_castsi256_pd(larger));
 }
+
+// A row of coefficients is read at once, and rows are transposed: half the loads of gathers.
+template <class>
+class Float32x8::Cubics {
+ public:
+  CRRELU_INLINE Cubics(const float* rows, int) : rows_(rows) {}
+  CRRELU_INLINE Cubic<Float32x8> at(Float32x8 k) const {
+    alignas(32) int32_t row[kLanes];
+    _mm256_store_si256((__m256i*)row, _mm256_cvtps_epi32(k.v));
+    __m256 r[4];
+    for (int j = 0; j < 4; ++j) {
+      r[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows_ + 4 * row[j])),
+                                  _mm_loadu_ps(rows_ + 4 * row[j + 4]), 1);
+    }
+    const __m256 low01 = _mm256_unpacklo_ps(r[0], r[1]), low23 = _mm256_unpacklo_ps(r[2], r[3]);
+    const __m256 high01 = _mm256_unpackhi_ps(r[0], r[1]), high23 = _mm256_unpackhi_ps(r[2], r[3]);
+    return {{_mm256_shuffle_ps(low01, low23, 0x44), _mm256_shuffle_ps(low01, low23, 0xee),
+             _mm256_shuffle_ps(high01, high23, 0x44), _mm256_shuffle_ps(high01, high23, 0xee)}};
+  }
+
+ private:
+  const float* rows_;
+};
+
+template <class>
+class Float64x4::Cubics {
+ public:
+  CRRELU_INLINE Cubics(const double* rows, int) : rows_(rows) {}
+  CRRELU_INLINE Cubic<Float64x4> at(Float64x4 k) const {
+    alignas(16) int32_t row[kLanes];
+    _mm_store_si128((__m128i*)row, _mm256_cvtpd_epi32(k.v));
+    __m256d r[kLanes];
+    for (int j = 0; j < kLanes; ++j) r[j] = _mm256_loadu_pd(rows_ + 4 * row[j]);
+    const __m256d even01 = _mm256_unpacklo_pd(r[0], r[1]), even23 = _mm256_unpacklo_pd(r[2], r[3]);
+    const __m256d odd01 = _mm256_unpackhi_pd(r[0], r[1]), odd23 = _mm256_unpackhi_pd(r[2], r[3]);
+    return {
+        {_mm256_permute2f128_pd(even01, even23, 0x20), _mm256_permute2f128_pd(odd01, odd23, 0x20),
+         _mm256_permute2f128_pd(even01, even23, 0x31), _mm256_permute2f128_pd(odd01, odd23, 0x31)}};
+  }
+
+ private:
+  const double* rows_;
+};
 
 /// 2^n for an integral n in the range of normal numbers: n + bias, moved to where the exponent is.
 CRRELU_INLINE Float32x8 power_of_two(Float32x8 n) {

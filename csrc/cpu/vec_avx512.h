@@ -6,7 +6,7 @@
 // need degree 6.
 #pragma once
 
-#include "../crrelu_math.h"
+#include "../tabulated.h"
 #include "pair.h"
 #include "powers.h"
 #include "storage.h"
@@ -43,6 +43,9 @@ struct Float32x16 {
   }
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(Float32x16 shifted, Float32x16 r);
+
+  template <class>
+  class Cubics;
 
   static CRRELU_INLINE Float32x16 load(const float* p) { return _mm512_loadu_ps(p); }
   static CRRELU_INLINE Float32x16 load(const BFloat16* p) {
@@ -146,6 +149,9 @@ struct Float64x8 {
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(Float64x8 shifted, Float64x8 r);
 
+  template <class>
+  class Cubics;
+
   static CRRELU_INLINE Float64x8 load(const double* p) { return _mm512_loadu_pd(p); }
   static CRRELU_INLINE Float64x8 load(const double* p, int count) {
     return _mm512_maskz_loadu_pd(first(count), p);
@@ -174,10 +180,82 @@ struct Float64x8 {
     return _mm512_cmp_##ps##_mask(a.v, V(limit).v, _CMP_NLT_UQ) == 0;                        \
   }                                                                                          \
   CRRELU_INLINE V select(M m, V a, V b) { return _mm512_mask_mov_##ps(b.v, m, a.v); }        \
+  CRRELU_INLINE V floor(V a) { return _mm512_floor_##ps(a.v); }                              \
   CRRELU_INLINE V ldexp(V a, V n) { return _mm512_scalef_##ps(a.v, n.v); }
 CRRELU_OPERATORS(Float32x16, __mmask16, ps)
 CRRELU_OPERATORS(Float64x8, __mmask8, pd)
 #undef CRRELU_OPERATORS
+
+// So few rows as two registers have lanes live in registers, and a permute looks up every lane.
+// Else a row is read at once, and rows are transposed: a quarter of the loads of gathers.
+template <class>
+class Float32x16::Cubics {
+ public:
+  CRRELU_INLINE Cubics(const float* rows, int count) : rows_(rows), few_(count <= 2 * kLanes) {
+    if (!few_) return;
+    const __m512i first_lanes = _mm512_slli_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 2);
+    const int left = count < kLanes ? 0 : count - kLanes;
+    const Mask low = first(count - left), high = first(left);
+    for (int j = 0; j < 4; ++j) {
+      const __m512 zero = _mm512_setzero_ps();
+      low_[j] = _mm512_mask_i32gather_ps(zero, low, first_lanes, rows + j, 4);
+      high_[j] = _mm512_mask_i32gather_ps(zero, high, first_lanes, rows + 4 * kLanes + j, 4);
+    }
+  }
+  CRRELU_INLINE Cubic<Float32x16> at(Float32x16 k) const {
+    const __m512i number = _mm512_cvtps_epi32(k.v);
+    if (few_) {
+      return {{_mm512_permutex2var_ps(low_[0], number, high_[0]),
+               _mm512_permutex2var_ps(low_[1], number, high_[1]),
+               _mm512_permutex2var_ps(low_[2], number, high_[2]),
+               _mm512_permutex2var_ps(low_[3], number, high_[3])}};
+    }
+    alignas(64) int32_t row[kLanes];
+    _mm512_store_si512(row, number);
+    __m512 r[4];
+    for (int j = 0; j < 4; ++j) {
+      r[j] = _mm512_castps128_ps512(_mm_loadu_ps(rows_ + 4 * row[j]));
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(rows_ + 4 * row[j + 4]), 1);
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(rows_ + 4 * row[j + 8]), 2);
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(rows_ + 4 * row[j + 12]), 3);
+    }
+    const __m512 low01 = _mm512_unpacklo_ps(r[0], r[1]), low23 = _mm512_unpacklo_ps(r[2], r[3]);
+    const __m512 high01 = _mm512_unpackhi_ps(r[0], r[1]), high23 = _mm512_unpackhi_ps(r[2], r[3]);
+    return {{_mm512_shuffle_ps(low01, low23, 0x44), _mm512_shuffle_ps(low01, low23, 0xee),
+             _mm512_shuffle_ps(high01, high23, 0x44), _mm512_shuffle_ps(high01, high23, 0xee)}};
+  }
+
+ private:
+  const float* rows_;
+  bool few_;
+  __m512 low_[4], high_[4];
+};
+
+template <class>
+class Float64x8::Cubics {
+ public:
+  CRRELU_INLINE Cubics(const double* rows, int) : rows_(rows) {}
+  CRRELU_INLINE Cubic<Float64x8> at(Float64x8 k) const {
+    alignas(32) int32_t row[kLanes];
+    _mm256_store_si256((__m256i*)row, _mm512_cvtpd_epi32(k.v));
+    __m512d r[4];
+    for (int j = 0; j < 4; ++j) {
+      r[j] = _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(rows_ + 4 * row[j])),
+                                _mm256_loadu_pd(rows_ + 4 * row[j + 4]), 1);
+    }
+    const __m512d even01 = _mm512_unpacklo_pd(r[0], r[1]), even23 = _mm512_unpacklo_pd(r[2], r[3]);
+    const __m512d odd01 = _mm512_unpackhi_pd(r[0], r[1]), odd23 = _mm512_unpackhi_pd(r[2], r[3]);
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const __m512i high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    return {{_mm512_permutex2var_pd(even01, low, even23), _mm512_permutex2var_pd(odd01, low, odd23),
+             _mm512_permutex2var_pd(even01, high, even23),
+             _mm512_permutex2var_pd(odd01, high, odd23)}};
+  }
+
+ private:
+  const double* rows_;
+};
 
 /// Of numbers without sign the larger, where NaN is larger than all.
 CRRELU_INLINE Float32x16 max_bits(Float32x16 a, Float32x16 b) {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../crrelu_math.h"
+#include "../tabulated.h"
 #include "storage.h"
 
 namespace crrelu {
@@ -33,6 +33,16 @@ struct Float64x1 {
   static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 shifted, Float64x1 r);
+
+  template <class Real>
+  struct Cubics {
+    const Real* rows;
+    CRRELU_INLINE Cubics(const Real* rows, int) : rows(rows) {}
+    CRRELU_INLINE Cubic<Float64x1> at(Float64x1 k) const {
+      const Real* c = rows + 4 * static_cast<int64_t>(k.v);
+      return {{Float64x1(c[0]), Float64x1(c[1]), Float64x1(c[2]), Float64x1(c[3])}};
+    }
+  };
 
   static CRRELU_INLINE Float64x1 load(const double* p) { return Float64x1(*p); }
   static CRRELU_INLINE Float64x1 load(const float* p) { return Float64x1(*p); }
@@ -101,6 +111,8 @@ CRRELU_INLINE Float64x1 max_bits(Float64x1 a, Float64x1 b) {
 CRRELU_INLINE bool all_less(Float64x1 a, double limit) { return a.v < limit; }
 CRRELU_INLINE bool greater(Float64x1 a, Float64x1 b) { return a.v > b.v; }
 CRRELU_INLINE Float64x1 select(bool m, Float64x1 a, Float64x1 b) { return m ? a : b; }
+
+CRRELU_INLINE Float64x1 floor(Float64x1 a) { return Float64x1(std::floor(a.v)); }
 
 /// In two factors, so that a result may be subnormal; below 2^-2044 nothing is left of a.
 CRRELU_INLINE Float64x1 ldexp(Float64x1 a, Float64x1 n) {

@@ -1,0 +1,136 @@
+"""From a derived activation to one that a network can afford: a table with native kernels."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from crrelu_ext import reference
+from crrelu_ext.functional import tabulated
+
+TOLERANCE = 1e-3
+"""Of the density's scale: a table that misses its function by more warns."""
+_PROBES = 16
+"""Points of each interval at which the table is held against the function."""
+
+
+class DerivedActivation(nn.Module):
+    """A function of one variable as a monotone cubic table, at the speed of a built-in activation.
+
+    Between equally spaced knots it is the cubic with the function's values and slopes there; beyond
+    them it goes on along the tangents. A slope of more than three times the rise beside it is cut
+    down to that: so where the knots rise the cubic does (Fritsch and Carlson, SIAM J. Numer. Anal.
+    17, 238). The table is a buffer: it is in the state_dict, it is not trained, and another one may
+    be copied into it, which a compiled model notices without compiling again.
+
+    Args:
+        activation: a callable on float64 tensors, differentiable by autograd; as it comes from
+            :func:`crrelu_ext.eafo.improve`, or any other. It is not kept.
+        lower, upper: the first and the last knot.
+        knots: their number. Up to 33 are looked up without memory access by AVX-512.
+        device, dtype: of the table, which is float32 or float64.
+
+    Attributes:
+        table: (3, knots): where the knots are; the values; the slopes.
+        error: a 0-dim tensor, the largest |table - activation| between the knots, in float64. Above
+            a thousandth of the density's scale (``activation.scale`` if it has one, else 1) a
+            warning says so.
+
+    Shapes:
+        input and output alike, any; 16-bit inputs are computed in float32.
+
+    Raises:
+        ValueError: bounds or knots that are no table; an activation that is not elementwise or not
+            finite between the bounds. TypeError: an activation that returns no tensor.
+    """
+
+    table: Tensor
+    error: Tensor
+
+    def __init__(
+        self,
+        activation: Callable[[Tensor], Tensor],
+        *,
+        lower: float,
+        upper: float,
+        knots: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        table, error = tabulate(activation, lower, upper, knots)
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype is {dtype}; allowed are torch.float32 and torch.float64")
+        scale = float(getattr(activation, "scale", 1.0))
+        if error > TOLERANCE * scale:
+            warnings.warn(
+                f"DerivedActivation: {knots} knots between {lower:g} and {upper:g} miss the "
+                f"activation by up to {error:.2g}, more than {TOLERANCE:g} of the scale, "
+                f"{scale:g}; take more knots, or bounds that are closer",
+                stacklevel=2,
+            )
+        self.register_buffer("table", table.to(device=device, dtype=dtype))
+        self.register_buffer("error", torch.tensor(error, device=device, dtype=torch.float32))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return tabulated(input, self.table)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DerivedActivation:
+        # model.bfloat16() is meant for what is big; a table in 16 bits would be a stair.
+        table, error = self.table, self.error
+        super()._apply(fn, recurse)
+        if self.table.dtype not in (torch.float32, torch.float64):
+            self.table = table.to(self.table.device)
+            self.error = error.to(self.error.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"knots={self.table.shape[1]}, dtype={self.table.dtype}"
+
+
+def tabulate(
+    activation: Callable[[Tensor], Tensor], lower: float, upper: float, knots: int
+) -> tuple[Tensor, float]:
+    """The table of an activation, (3, knots) float64, and its largest error between the knots."""
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
+    if not isinstance(knots, int) or knots < 2:
+        raise ValueError(f"knots is {knots}; allowed are whole numbers from 2 on")
+    places = torch.linspace(lower, upper, knots, dtype=torch.float64)
+    between = torch.linspace(lower, upper, _PROBES * (knots - 1) + 1, dtype=torch.float64)
+    with torch.enable_grad():
+        x = places.clone().requires_grad_()
+        values = activation(x)
+        if not isinstance(values, Tensor):
+            given = type(values).__name__
+            raise TypeError(f"activation returned a {given}; allowed is a torch.Tensor")
+        if values.shape != x.shape:
+            raise ValueError(
+                f"activation made shape {tuple(values.shape)} of {tuple(x.shape)}; allowed are "
+                "functions that go element by element"
+            )
+        (slopes,) = torch.autograd.grad(values.sum(), x)
+    table = torch.stack([places, values.detach().double(), slopes])
+    if not table.isfinite().all():
+        place = places[~table.isfinite().all(0)][0].item()
+        raise ValueError(f"activation or its slope is not finite at x = {place:g}")
+    table[2] = _monotone_slopes(table[1], table[2], (upper - lower) / (knots - 1))
+    with torch.no_grad():
+        missed = reference.tabulated(between, table) - activation(between)
+    return table, missed.abs().max().item()
+
+
+def _monotone_slopes(values: Tensor, slopes: Tensor, width: float) -> Tensor:
+    """The slopes, cut down to three times the smaller of the rises beside them, where those agree.
+
+    Where they do not, at a maximum or minimum of the knots, a slope stays what it is.
+    """
+    rises = values.diff() / width
+    left, right = torch.cat([rises[:1], rises]), torch.cat([rises, rises[-1:]])
+    limit = 3 * torch.minimum(left.abs(), right.abs())
+    return slopes.where(left * right < 0, slopes.clamp(-limit, limit))
