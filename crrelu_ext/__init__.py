@@ -3,15 +3,19 @@
 from crrelu_ext import reference
 from crrelu_ext._ops import __version__, build_info
 from crrelu_ext.derived import DerivedActivation
+from crrelu_ext.dynamic import DynamicActivation
 from crrelu_ext.functional import crrelu, crrelu_, crrelu_glu
 from crrelu_ext.mlp import CRReLUMLP
 from crrelu_ext.models import parameter_groups, register, replace_activation
 from crrelu_ext.modules import CRReLU
+from crrelu_ext.scheduler import ActivationScheduler
 
 __all__ = [
+    "ActivationScheduler",
     "CRReLU",
     "CRReLUMLP",
     "DerivedActivation",
+    "DynamicActivation",
     "__version__",
     "build_info",
     "crrelu",

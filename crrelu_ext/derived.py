@@ -119,13 +119,13 @@ def tabulate(
     if not table.isfinite().all():
         place = places[~table.isfinite().all(0)][0].item()
         raise ValueError(f"activation or its slope is not finite at x = {place:g}")
-    table[2] = _monotone_slopes(table[1], table[2], (upper - lower) / (knots - 1))
+    table[2] = monotone_slopes(table[1], table[2], (upper - lower) / (knots - 1))
     with torch.no_grad():
         missed = reference.tabulated(between, table) - activation(between)
     return table, missed.abs().max().item()
 
 
-def _monotone_slopes(values: Tensor, slopes: Tensor, width: float) -> Tensor:
+def monotone_slopes(values: Tensor, slopes: Tensor, width: float) -> Tensor:
     """The slopes, cut down to three times the smaller of the rises beside them, where those agree.
 
     Where they do not, at a maximum or minimum of the knots, a slope stays what it is.

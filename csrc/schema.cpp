@@ -24,4 +24,6 @@ TORCH_LIBRARY(crrelu_ext, m) {
       tags);
   m.def("tabulated(Tensor input, Tensor table) -> Tensor", tags);
   m.def("tabulated_backward(Tensor grad_output, Tensor input, Tensor table) -> Tensor", tags);
+  // Adds what it counts of some `samples` elements, in bins around place[0], in units of place[1].
+  m.def("count_(Tensor input, Tensor place, int samples, Tensor(a!) counts) -> ()", tags);
 }

@@ -1,0 +1,247 @@
+"""EAFO on the histograms of a network's layers, all at once: the core of dynamic EAFO.
+
+Each layer has a function, by its values on a grid of eight scales on both sides of the location,
+and a histogram of its input, in bins of a sixteenth of the scale. Everything is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, REACH
+from crrelu_ext.eafo.densities import (
+    FEWEST_SAMPLES,
+    bandwidths,
+    smoothed_derivative,
+    smoothed_log_prob,
+)
+from crrelu_ext.eafo.grid import Grid, Jet, Problems
+
+KNOTS = 257
+STRIDE = 4
+"""Corrections are splines through every fourth knot, as in the engine."""
+_END = math.asinh(REACH)
+_CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
+UNRESOLVED = 0.25
+"""The part of D that its spline may miss. What it keeps is a direction, too, with less noise."""
+MARGIN = 0.1
+"""The part of what would end the increase of f that a step may take."""
+_WIDTHS_PER_OCTAVE = 8
+"""Bandwidths are rounded to these, so that layers and updates share their kernels."""
+DRIFT = 0.25
+"""In scales: how far the mean may be from the location, and the spread from the scale."""
+OUTSIDE = 0.01
+"""The part of the input that may lie beyond the histogram."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one update did, of each layer; entropies in nats."""
+
+    entropy_before: Tensor
+    entropy_after: Tensor
+    step_size: Tensor
+    """C, in f + C D; 0 where it was refused."""
+    refusals: list[str | None]
+
+
+class Streams:
+    """The layers' functions and histograms.
+
+    Args:
+        starts: their functions at the start, of float64 tensors and the scale of these; increasing.
+    """
+
+    def __init__(self, starts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> None:
+        layers = len(starts)
+        self.starts = list(starts)
+        self.location = torch.zeros(layers, dtype=torch.float64)
+        self.scale = torch.ones(layers, dtype=torch.float64)
+        self.masses = torch.zeros(layers, BINS, dtype=torch.float64)
+        self.outside = torch.zeros(layers, dtype=torch.float64)
+        self.not_finite = torch.zeros(layers, dtype=torch.float64)
+        self.values = self._started(self._grid().x)
+
+    def state(self) -> dict[str, Tensor]:
+        names = ("location", "scale", "masses", "outside", "not_finite", "values")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, saved in state.items():
+            getattr(self, name).copy_(saved)
+
+    def _started(self, x: Tensor) -> Tensor:
+        layers = zip(self.starts, x, self.scale, strict=True)
+        return torch.stack([f(row, scale).detach() for f, row, scale in layers])
+
+    def _grid(self, stride: int = 1) -> Grid:
+        ends = torch.tensor([[-_END, _END]], dtype=torch.float64).expand(len(self.starts), 2)
+        return Grid(self.location, self.scale, ends, KNOTS, stride=stride)
+
+    def absorb(self, counts: Tensor, keep: float) -> None:
+        """Adds counts, (layers, bins + 3), to what is kept of the old ones."""
+        counts = counts.double()
+        self.masses = keep * self.masses + counts[:, 1:ABOVE]
+        self.outside = keep * self.outside + counts[:, BELOW] + counts[:, ABOVE]
+        self.not_finite = self.not_finite + counts[:, NOT_FINITE]
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the histograms, in scales from the location."""
+        total = self.masses.sum(-1, keepdim=True).clamp(min=1)
+        mean = (self.masses * _CENTERS).sum(-1, keepdim=True) / total
+        variance = (self.masses * (_CENTERS - mean) ** 2).sum(-1, keepdim=True) / total
+        return mean[:, 0], variance.sqrt()[:, 0]
+
+    def calibrate(self) -> None:
+        """Lays grid and bins where the input is, and begins there with the starting functions."""
+        self._follow(drift=0.0)
+        self.values = self._started(self._grid().x)
+        self.masses, self.outside = torch.zeros_like(self.masses), torch.zeros_like(self.outside)
+
+    def _follow(self, drift: float) -> None:
+        """Moves grids and bins to where the input has gone, and their contents with them."""
+        mean, spread = self._moments()
+        inside = self.masses.sum(-1)
+        beyond = self.outside > OUTSIDE * (inside + self.outside)
+        factor = spread.clamp(min=0.25 / BINS_PER_SCALE).where(~beyond, 8.0)
+        shift = mean.where(inside > 0, 0.0)
+        far = beyond | (shift.abs() > drift) | (factor.log().abs() > math.log1p(drift))
+        far &= inside + self.outside >= FEWEST_SAMPLES
+        if not far.any():
+            return
+        old = self._grid()
+        spline = old.spline(self.values)
+        location = self.location + (self.scale * shift).where(far, 0.0)
+        scale = self.scale * factor.where(far, 1.0)
+        positions = ((self.location - location) / scale)[:, None] + _CENTERS * (self.scale / scale)[
+            :, None
+        ]
+        moved = torch.stack(list(map(_rebinned, self.masses, positions)))
+        self.outside = (self.outside + (inside - moved.sum(-1))).where(~beyond, 0.0)
+        self.masses = moved
+        new = Grid(location, scale, old.ends, KNOTS)
+        s = (new.x - self.location[:, None]) / self.scale[:, None]
+        values, first = self._evaluate(spline, s)
+        nearest = s.clamp(-REACH, REACH)
+        values = values + first * (s - nearest) * self.scale[:, None]  # along the tangents
+        self.values = values.where(far[:, None], self.values)
+        self.location, self.scale = location, scale
+
+    def _evaluate(self, spline: Callable[..., np.ndarray], s: Tensor) -> tuple[Tensor, Tensor]:
+        """The splines' values and slopes in x at the nearest places within reach.
+
+        Args:
+            s: (layers, n), or (1, n) if the same for all; in scales from the location.
+        """
+        t = torch.asinh(s.clamp(-REACH, REACH))
+        number = ((t / _END + 1) / 2 * (KNOTS - 1)).numpy()
+        parts = []
+        for order in range(2):
+            if len(number) == 1:
+                parts.append(torch.from_numpy(spline(number[0], order))[:, :, 0].T)
+            else:
+                rows = [spline(row, order)[:, i, 0] for i, row in enumerate(number)]
+                parts.append(torch.from_numpy(np.stack(rows)))
+        per_number = (KNOTS - 1) / (2 * _END) / (self.scale[:, None] * torch.cosh(t))
+        return parts[0], parts[1] * per_number
+
+    def tables(self, knots: int) -> Tensor:
+        """The functions between eight scales on both sides, (layers, 3, knots)."""
+        s = torch.linspace(-REACH, REACH, knots, dtype=torch.float64)[None]
+        values, slopes = self._evaluate(self._grid().spline(self.values), s)
+        return torch.stack([self.location[:, None] + self.scale[:, None] * s, values, slopes], 1)
+
+    def update(self, *, trust: float, step_size: float | None = None) -> Outcome:
+        """A step down for every layer that the theory does not refuse.
+
+        Args:
+            trust: the largest |Δf|, in scales.
+            step_size: the largest C; it is also at most a tenth of what would end the increase.
+        """
+        self._follow(DRIFT)
+        problems = self._problems()
+        direction, missed = self._direction(problems)
+        slope, bound = problems.slope(direction), problems.bound(direction)
+        largest = direction.value.abs().amax(-1)
+        size = torch.minimum(MARGIN * bound, trust * self.scale / largest)
+        if step_size is not None:
+            size = size.clamp(max=step_size)
+        samples = self.masses.sum(-1)
+        reasons = {
+            f"fewer than {FEWEST_SAMPLES} samples": samples < FEWEST_SAMPLES,
+            "too much of the input beyond the histogram": self.outside
+            > OUTSIDE * (samples + self.outside),
+            "the function is not increasing": (problems.f.first <= 0).any(-1),
+            "D is not resolved": ~(missed <= UNRESOLVED * largest),
+            "the entropy does not fall along D": ~(slope < 0),
+        }
+        before = problems.entropy()
+        allowed = ~torch.stack(list(reasons.values())).any(0) & size.isfinite()
+        size = size.where(allowed, 0.0)
+        moved = problems.moved(direction, size)
+        after = moved.entropy()
+        reasons["the measured entropy does not fall"] = allowed & ~(after < before)
+        falls = allowed & (after < before)
+        self.values = moved.f.value.where(falls[:, None], self.values)
+        refusals = [
+            next((reason for reason, layers in reasons.items() if layers[i]), None)
+            for i in range(len(self.starts))
+        ]
+        return Outcome(before, after.where(falls, before), size.where(falls, 0.0), refusals)
+
+    def _problems(self) -> Problems:
+        grid = self._grid()
+        f = grid.jet(grid.spline(self.values))
+        log_p, dp = self._density()
+        return Problems(replace(grid, stride=STRIDE), log_p, dp, f)
+
+    def _density(self) -> tuple[Tensor, Tensor]:
+        """log p and p' at the knots, with about the engine's bandwidths, at least a bin."""
+        samples = self.masses.sum(-1, keepdim=True).clamp(min=1)
+        _, spread = self._moments()
+        widths = torch.stack(bandwidths(samples[:, 0], spread), -1).clamp(min=1 / BINS_PER_SCALE)
+        keys = (widths.log2() * _WIDTHS_PER_OCTAVE).round().long()
+        p, dp = torch.empty(2, len(keys), KNOTS, dtype=torch.float64)
+        for key in keys.unique(dim=0):
+            same = (keys == key).all(-1)
+            to_p, to_dp = _kernels(*key.tolist())
+            masses = (self.masses / samples)[same]
+            p[same], dp[same] = masses @ to_p, masses @ to_dp
+        return (p / self.scale[:, None]).log(), dp / self.scale[:, None] ** 2
+
+    def _direction(self, problems: Problems) -> tuple[Jet, Tensor]:
+        """D as splines, and the most that they miss of it."""
+        values = problems.correction()
+        direction = problems.grid.jet(problems.grid.spline(values.nan_to_num(0.0, 0.0, 0.0)))
+        return direction, (direction.value - values).abs().amax(-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _kernels(width: int, width_of_slope: int) -> tuple[Tensor, Tensor]:
+    """What makes p, and p', at the knots of the masses in the bins: (bins, knots) each."""
+    s = torch.sinh(torch.linspace(-_END, _END, KNOTS, dtype=torch.float64))[:, None, None]
+    each, one = _CENTERS[:, None], torch.ones(1, dtype=torch.float64)
+    h, h_of_slope = (2 ** (w / _WIDTHS_PER_OCTAVE) for w in (width, width_of_slope))
+    return (
+        smoothed_log_prob(s, each, one, h)[..., 0].exp().T,
+        smoothed_derivative(s, each, one, h_of_slope)[..., 0].T,
+    )
+
+
+def _rebinned(masses: Tensor, positions: Tensor) -> Tensor:
+    """Masses at new places, in scales: each shared by the two nearest bins; lost if beyond."""
+    place = (positions + REACH) * BINS_PER_SCALE - 0.5
+    left = place.floor()
+    part = place - left
+    bins = torch.zeros(BINS + 2, dtype=torch.float64)  # one more on both sides for what is lost
+    index = left.clamp(-1, BINS).long() + 1
+    bins.index_add_(0, index, masses * (1 - part))
+    bins.index_add_(0, (index + 1).clamp(max=BINS + 1), masses * part)
+    return bins[1:-1]

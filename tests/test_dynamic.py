@@ -1,0 +1,384 @@
+"""DynamicActivation measures, ActivationScheduler derives."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from crrelu_ext import ActivationScheduler, CRReLU, DynamicActivation, eafo, replace_activation
+from crrelu_ext.dynamic import ABOVE, BELOW, BINS, NOT_FINITE
+from crrelu_ext.eafo.streaming import Streams
+from crrelu_ext.reference import tabulated
+
+from .test_distributed import in_two_processes
+
+
+def counted(
+    input: Tensor, location: float = 0.0, scale: float = 1.0, samples: int = 2**40
+) -> Tensor:
+    counts = torch.zeros(BINS + 3, dtype=torch.int64, device=input.device)
+    place = torch.tensor([location, scale], device=input.device)
+    torch.ops.crrelu_ext.count_(input, place, samples, counts)
+    return counts
+
+
+def quantiles(density: Normal, number: int = 200_000) -> Tensor:
+    """As good as a very large sample."""
+    return density.icdf((torch.arange(number, dtype=torch.float64) + 0.5) / number)
+
+
+def train(
+    scheduler: ActivationScheduler, inputs: dict[DynamicActivation, Normal], steps: int
+) -> None:
+    for _ in range(steps):
+        for layer, density in inputs.items():
+            layer(density.sample((4096,)))
+        scheduler.step()
+
+
+def test_counts(device: str, dtype: torch.dtype) -> None:
+    x = torch.randn(7, 11, 13, device=device).to(dtype) * 4 + 1
+    x.view(-1)[:4] = torch.tensor([math.inf, -math.inf, math.nan, 1e4])
+    edges = np.linspace(1 - 8 * 2, 1 + 8 * 2, BINS + 1)
+    finite = x[x.isfinite()].cpu().double().numpy()
+    expected, _ = np.histogram(finite, edges)
+    for layout in (x, x.transpose(0, 1), x.transpose(0, 1)[:, :, ::2]):
+        counts = counted(layout, 1.0, 2.0).cpu()
+        assert counts.sum() == layout.numel()
+        if layout.numel() == x.numel():
+            assert counts[NOT_FINITE] == 3
+            assert counts[ABOVE] == (finite >= edges[-1]).sum()
+            assert counts[BELOW] == (finite < edges[0]).sum()
+            assert np.array_equal(counts[1:ABOVE].numpy(), expected)
+
+
+def test_only_a_sample_is_counted(device: str) -> None:
+    x = torch.randn(64, 1024, device=device)
+    total = counted(x, samples=1000).sum()
+    assert 900 <= total <= 1100
+    # One channel that stands out is met as often as any other.
+    x[:, 0] = 100
+    assert 0 < counted(x, samples=8000)[ABOVE] < 40
+    assert counted(torch.empty(0, device=device)).sum() == 0
+
+
+def test_native_and_composed_counts_agree() -> None:
+    x = torch.randn(5000)
+    expected = counted(x, 0.3, 0.7)
+    counts, place = torch.zeros_like(expected), torch.tensor([0.3, 0.7])
+    torch.ops.crrelu_ext.count_.default._op_dk(
+        torch._C.DispatchKey.CompositeExplicitAutograd, x, place, 2**40, counts
+    )
+    assert torch.equal(counts, expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "samples", "bins", "match"),
+    [
+        (torch.zeros(3), 1, BINS + 3, "place has shape"),
+        (torch.zeros(2), 0, BINS + 3, "samples is 0; allowed are 1 and more"),
+        (torch.zeros(2), 1, BINS, "counts has shape"),
+    ],
+)
+def test_bad_counts(place: Tensor, samples: int, bins: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        torch.ops.crrelu_ext.count_(
+            torch.zeros(3), place, samples, torch.zeros(bins, dtype=torch.int64)
+        )
+
+
+def test_it_measures_in_training_alone() -> None:
+    act, x = DynamicActivation(samples=50), torch.randn(50, requires_grad=True)
+    act.eval()(x)
+    assert act.counts.sum() == 0
+    act.train()
+    for accumulated in (1, 2, 3):
+        act(x).sum().backward()
+        assert act.counts.sum() == 50 * accumulated
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_elements_are_counted_once(reentrant: bool) -> None:
+    act = DynamicActivation(samples=50)
+    x = torch.randn(50, requires_grad=True)
+    checkpoint(act, x, use_reentrant=reentrant).sum().backward()
+    assert x.grad is not None
+    assert act.counts.sum() == 50
+
+
+def test_the_static_engine_derives_the_same() -> None:
+    """N updates on a density that stays as it is, beside N steps of the engine."""
+    density, step_size, steps = Normal(0.4, 1.7), 0.02, 5
+    stream = Streams([lambda x, scale: F.softplus(x)])
+    x = quantiles(density)
+    for _ in range(3):
+        place = stream.location.item(), stream.scale.item()
+        stream.absorb(counted(x, *place)[None], 0)
+        stream.calibrate()
+    stream.absorb(counted(x, stream.location.item(), stream.scale.item())[None], 0)
+    edges = stream.location + stream.scale * (torch.arange(BINS + 1) / 16 - 8)
+    updates = [stream.update(trust=1.0, step_size=step_size) for _ in range(steps)]
+    assert [update.refusals for update in updates] == [[None]] * steps
+    assert [update.step_size.item() for update in updates] == [step_size] * steps
+    assert all((update.entropy_after < update.entropy_before).all() for update in updates)
+    points = torch.linspace(0.4 - 5 * 1.7, 0.4 + 5 * 1.7, 1001, dtype=torch.float64)
+    derived = tabulated(points, stream.tables(256)[0])
+    for source in (density, eafo.HistogramDensity(edges, stream.masses[0])):
+        engine = eafo.improve(F.softplus, source, steps=steps, step_size=step_size)
+        assert len(engine.steps) == steps
+        assert (derived - engine.activation(points)).abs().max() < 1e-3 * 1.7
+        assert (engine.activation(points) - F.softplus(points)).abs().max() > 5e-3 * 1.7
+
+
+def test_it_finds_its_input_and_lowers_the_entropy() -> None:
+    inputs = {DynamicActivation(): Normal(*n) for n in ((0.0, 1.0), (-3.0, 0.05), (40.0, 300.0))}
+    scheduler = ActivationScheduler(
+        nn.ModuleList(list(inputs)), every=5, warmup=16, total=200, trust=0.02
+    )
+    train(scheduler, inputs, 60)
+    for (layer, density), history in zip(inputs.items(), scheduler.history.values(), strict=True):
+        assert len(history) == 8
+        assert abs(layer.place[0] - density.mean) < 0.1 * density.stddev
+        assert 0.9 < layer.place[1] / density.stddev < 1.1
+        accepted = [update for update in history if update.refusal is None]
+        assert len(accepted) >= 4
+        assert all(update.entropy < update.entropy_before for update in accepted)
+        assert (layer.table[1].diff() > 0).all()
+
+
+def test_it_follows_its_input() -> None:
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=5, warmup=16, total=10_000, forgetting=0.5)
+    train(scheduler, {act: Normal(0.0, 1.0)}, 40)
+    x = torch.linspace(-2.5, 2.5, 100)
+    before = act(x)
+    train(scheduler, {act: Normal(3.0, 4.0)}, 100)
+    (history,) = scheduler.history.values()
+    assert abs(history[-1].location - 3) < 1.1
+    assert 3 < history[-1].scale < 5
+    assert (act(x) - before).abs().max() < 0.01 * 4 * len(history)  # it was carried over
+
+
+def test_trust_bounds_every_change_and_ends() -> None:
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=40, trust=0.003)
+    density = Normal(0.0, 1.0)
+    train(scheduler, {act: density}, 8)
+    for _ in range(12):
+        before, place = act.table.clone(), act.place.clone()
+        left = 0.003 * (1 - (scheduler.steps + 4) / 40)
+        train(scheduler, {act: density}, 4)
+        if torch.equal(place, act.place):
+            change = (act.table[1] - before[1]).abs().max()
+            assert change <= max(left, 0) * place[1] * 1.001 + 1e-6
+    final = act.table.clone()
+    train(scheduler, {act: Normal(5.0, 3.0)}, 40)
+    assert torch.equal(act.table, final)
+
+
+def test_what_is_not_finite_stays_outside() -> None:
+    act = DynamicActivation(samples=10**6)
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=1000)
+    for _ in range(40):
+        x = torch.randn(3000)
+        x[:30] = torch.tensor([math.nan, math.inf, -math.inf]).repeat(10)
+        act(x)
+        scheduler.step()
+    (history,) = scheduler.history.values()
+    assert history[-1].not_finite == 30 * 40
+    assert any(update.refusal is None for update in history)
+    assert act.table.isfinite().all()
+    assert math.isfinite(history[-1].entropy)
+
+
+def test_what_the_theory_refuses_leaves_the_function() -> None:
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=1000)
+    train(scheduler, {act: Normal(0.0, 1.0)}, 8)
+    table = act.table.clone()
+    for _ in range(4):
+        scheduler.step()  # nothing was measured
+    (history,) = scheduler.history.values()
+    assert history[0].refusal == "fewer than 100 samples"
+    assert scheduler.refusals == {"": 1}
+    assert history[0].step_size == 0
+    assert torch.equal(act.table, table)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(4, 16), DynamicActivation(), nn.Linear(16, 16), DynamicActivation(knots=100),
+        nn.Linear(16, 1),
+    )  # fmt: skip
+
+
+def fit(
+    model: nn.Module,
+    scheduler: ActivationScheduler,
+    optimizer: Any,
+    steps: range,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Tensor:
+    """Trains on batches that depend on the step's number alone; returns the last loss."""
+    loss = torch.zeros(())
+    for step in steps:
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(step))
+        x = x.chunk(ranks)[rank]
+        loss = (model(x) - x.prod(-1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    return loss.detach()
+
+
+def start() -> tuple[nn.Module, ActivationScheduler, Any]:
+    model = network()
+    scheduler = ActivationScheduler(model, every=6, warmup=8, total=100)
+    return model, scheduler, torch.optim.Adam(model.parameters(), 1e-2)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_same() -> None:
+    model, scheduler, optimizer = start()
+    expected = fit(model, scheduler, optimizer, range(50))
+    broken, its_scheduler, its_optimizer = start()
+    fit(broken, its_scheduler, its_optimizer, range(23))  # within an interval
+    file = io.BytesIO()
+    parts = (broken, its_scheduler, its_optimizer)
+    torch.save([part.state_dict() for part in parts], file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    fresh = start()
+    for part, state in zip(fresh, states, strict=True):
+        part.load_state_dict(state)
+    assert torch.equal(fit(*fresh, range(23, 50)), expected)
+    for a, b in zip(model.state_dict().values(), fresh[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert fresh[1].history == scheduler.history
+    assert any(update.refusal is None for h in scheduler.history.values() for update in h)
+
+
+def two_ranks(rank: int, folder: Path) -> None:
+    model, scheduler, optimizer = start()
+    fit(DistributedDataParallel(model), scheduler, optimizer, range(40), rank, 2)
+    torch.save([layer.table for layer in scheduler.layers.values()], folder / f"{rank}.pt")
+
+
+def test_two_processes_derive_the_same_bits(tmp_path: Path) -> None:
+    in_two_processes(two_ranks, tmp_path, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    model, scheduler, optimizer = start()
+    fit(model, scheduler, optimizer, range(40))
+    for a, b, layer in zip(first, second, scheduler.layers.values(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, DynamicActivation(knots=a.shape[1]).table)
+        # All elements of these batches are counted, so one process has nearly the same counts.
+        assert (a[0] - layer.table[0]).abs().max() < 0.2
+
+
+def test_no_recompilation_at_an_update() -> None:
+    torch._dynamo.reset()
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=100)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: act(x) * 2, fullgraph=True, backend=counter)
+    for _ in range(20):
+        x = torch.randn(500, requires_grad=True)
+        output = compiled(x)
+        output.sum().backward()
+        torch.testing.assert_close(output, tabulated(x, act.table) * 2)
+        scheduler.step()
+    assert counter.frame_count == 1
+    assert act.counts.sum() > 0 or scheduler.steps % 4 == 0
+    assert len(scheduler.history[""]) == 3
+
+
+def test_mixed_precision_and_copies() -> None:
+    act = DynamicActivation()
+    act(torch.randn(4096))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert act(torch.randn(4096, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    for other in (copy.deepcopy(act), pickle.loads(pickle.dumps(act))):
+        assert torch.equal(other.counts, act.counts)
+        assert torch.equal(other.table, act.table)
+    act.bfloat16()
+    assert act.place.dtype == act.table.dtype == torch.float32
+    assert act.counts.dtype == torch.int64
+    assert "counts" not in act.state_dict()
+
+
+def test_other_starts() -> None:
+    for start in (F.softplus, torch.tanh, torch.sinh):
+        act = DynamicActivation(start)
+        scheduler = ActivationScheduler(act, every=4, warmup=8, total=100)
+        train(scheduler, {act: Normal(0.5, 0.5)}, 8)
+        x = torch.linspace(-1, 2, 50)
+        assert (act(x) - start(x)).abs().max() < 2e-3
+    with pytest.raises(ValueError, match="not increasing"):
+        DynamicActivation(F.silu)
+
+
+def test_it_takes_the_place_of_another() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), nn.GELU())
+    assert len(replace_activation(model, nn.GELU, DynamicActivation)) == 2
+    assert list(ActivationScheduler(model).layers) == ["1", "3"]
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars.append((tag, scalar_value, global_step))
+
+
+def test_tensorboard() -> None:
+    act, writer = DynamicActivation(), Recorder()
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=100, writer=writer)
+    train(scheduler, {act: Normal(0.0, 1.0)}, 12)
+    (history,) = scheduler.history.values()
+    assert ("activation//entropy", history[0].entropy, 12) in writer.scalars
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"every": 0}, "every is 0; allowed are 1 and more"),
+        ({"warmup": 3}, "warmup is 3; allowed are 4 and more"),
+        ({"trust": 0.0}, "trust is 0.0"),
+        ({"step_size": -1.0}, "step_size -1.0"),
+        ({"forgetting": 2}, "forgetting is 2; allowed are 0 to 1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        ActivationScheduler(DynamicActivation(), **arguments)
+    with pytest.raises(ValueError, match="model has no DynamicActivation"):
+        ActivationScheduler(nn.Sequential(CRReLU()))
+    with pytest.raises(ValueError, match="samples is 0"):
+        DynamicActivation(samples=0)
+
+
+def test_a_state_of_other_layers_is_refused() -> None:
+    _, scheduler, _ = start()
+    other = ActivationScheduler(DynamicActivation())
+    with pytest.raises(
+        ValueError, match=r"state has layers \[''\]; allowed are those of the model"
+    ):
+        scheduler.load_state_dict(other.state_dict())
