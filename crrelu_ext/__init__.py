@@ -5,6 +5,7 @@ from crrelu_ext._ops import __version__, build_info
 from crrelu_ext.derived import DerivedActivation
 from crrelu_ext.dynamic import DynamicActivation
 from crrelu_ext.functional import crrelu, crrelu_, crrelu_glu
+from crrelu_ext.history import plot_history
 from crrelu_ext.mlp import CRReLUMLP
 from crrelu_ext.models import parameter_groups, register, replace_activation
 from crrelu_ext.modules import CRReLU
@@ -22,6 +23,7 @@ __all__ = [
     "crrelu_",
     "crrelu_glu",
     "parameter_groups",
+    "plot_history",
     "reference",
     "register",
     "replace_activation",

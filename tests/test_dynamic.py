@@ -19,7 +19,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from crrelu_ext import ActivationScheduler, CRReLU, DynamicActivation, eafo, replace_activation
+from crrelu_ext import (
+    ActivationScheduler,
+    CRReLU,
+    DynamicActivation,
+    eafo,
+    plot_history,
+    replace_activation,
+)
 from crrelu_ext.dynamic import ABOVE, BELOW, BINS, NOT_FINITE
 from crrelu_ext.eafo.streaming import Streams
 from crrelu_ext.reference import tabulated
@@ -99,6 +106,11 @@ def test_bad_counts(place: Tensor, samples: int, bins: int, match: str) -> None:
         torch.ops.crrelu_ext.count_(
             torch.zeros(3), place, samples, torch.zeros(bins, dtype=torch.int64)
         )
+
+
+def test_opcheck_of_counting() -> None:
+    counts, place = torch.zeros(BINS + 3, dtype=torch.int64), torch.tensor([0.0, 1.0])
+    torch.library.opcheck(torch.ops.crrelu_ext.count_.default, (torch.randn(30), place, 10, counts))
 
 
 def test_it_measures_in_training_alone() -> None:
@@ -338,6 +350,15 @@ def test_it_takes_the_place_of_another() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), nn.GELU())
     assert len(replace_activation(model, nn.GELU, DynamicActivation)) == 2
     assert list(ActivationScheduler(model).layers) == ["1", "3"]
+
+
+def test_history_is_drawn(tmp_path: Path) -> None:
+    model, scheduler, optimizer = start()
+    with pytest.raises(ValueError, match="no history yet"):
+        plot_history(scheduler, tmp_path / "history.png")
+    fit(model, scheduler, optimizer, range(30))
+    plot_history(scheduler, tmp_path / "history.png")
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
 class Recorder:

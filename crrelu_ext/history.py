@@ -1,0 +1,50 @@
+"""A picture of what an ActivationScheduler did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crrelu_ext.scheduler import ActivationScheduler
+
+
+def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
+    """Draws, for each layer over the steps: entropy, place of the input, C; and the functions now.
+
+    Refused updates are marked on the axis of C.
+
+    Args:
+        scheduler: with at least one update behind it.
+        path: of the PNG, or of another format that matplotlib knows by its ending.
+
+    Raises:
+        ValueError: there was no update yet. ImportError: no matplotlib
+        (``pip install crrelu-ext[eafo]``).
+    """
+    from matplotlib.figure import Figure
+
+    if not any(scheduler.history.values()):
+        raise ValueError("scheduler has no history yet: no update was made")
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    (entropy, place), (size, function) = figure.subplots(2, 2)
+    for number, (name, history) in enumerate(scheduler.history.items()):
+        style = {"color": f"C{number % 10}", "label": name or "model"}
+        steps = [update.step for update in history]
+        entropy.plot(steps, [update.entropy for update in history], **style)
+        locations, scales = ([getattr(u, n) for u in history] for n in ("location", "scale"))
+        place.plot(steps, locations, **style)
+        low, high = ([m + k * s for m, s in zip(locations, scales, strict=True)] for k in (-1, 1))
+        place.fill_between(steps, low, high, color=style["color"], alpha=0.15)
+        size.plot(steps, [update.step_size for update in history], **style)
+        refused = [update.step for update in history if update.refusal]
+        size.plot(refused, [0] * len(refused), "x", color=style["color"])
+        knots, values, _ = scheduler.layers[name].table.detach().double().cpu()
+        near = (knots - locations[-1]).abs() <= 4 * scales[-1]
+        function.plot(knots[near], values[near], **style)
+    entropy.set(title="entropy of the output", xlabel="step", ylabel="H, nats")
+    place.set(title="the input: location ± scale", xlabel="step", ylabel="x")
+    size.set(title="C of the updates (x: refused)", xlabel="step", ylabel="C")
+    function.set(title="the functions, ± 4 scales", xlabel="x", ylabel="f(x)")
+    for axes in (entropy, place, size, function):
+        axes.grid(alpha=0.3)
+    entropy.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
