@@ -176,8 +176,9 @@ CRRELU_INLINE Point<V> evaluate(V x, const Epsilon<V>& epsilon) {
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
-// value, and the gradients by the chain rule. shared() reads the parameter of all elements, if
-// kByChannel a Parameter can also be made of a vector of numbers.
+// value, and the gradients by the chain rule. shared() reads the parameter of all elements. If
+// kByChannel, there may be one for each channel, made of a vector of numbers; and it has a
+// gradient.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>

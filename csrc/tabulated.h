@@ -20,6 +20,17 @@ struct Cubic {
   V c[4];
 };
 
+/// Of the cubic with these values, and slopes by the interval, at the interval's ends.
+template <class Real>
+CRRELU_INLINE void set_coefficients(Real* c, double left, double right, double slope_left,
+                                    double slope_right) {
+  const double rise = right - left;
+  c[0] = static_cast<Real>(left);
+  c[1] = static_cast<Real>(slope_left);
+  c[2] = static_cast<Real>(3 * rise - 2 * slope_left - slope_right);
+  c[3] = static_cast<Real>(slope_left + slope_right - 2 * rise);
+}
+
 template <class V, class Real>
 struct TableOf {
   V lower, upper, middle, intervals_per_unit, offset, last;
@@ -72,11 +83,10 @@ struct Tabulated {
   template <Precision P, class V, class Real>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const TableOf<V, Real>& table) {
-    const V grad = grad_output * table.intervals_per_unit;
     const V slope = table.all_inside(x[0])
                         ? Located<V>(x[0], table, kInside).slope()
                         : Located<V>(table.nearest(x[0]), table, kAnywhere).slope();
-    return {{grad * slope}, {V(0), V(0)}};
+    return {{grad_output * (slope * table.intervals_per_unit)}, {V(0), V(0)}};
   }
 
  private:

@@ -15,6 +15,7 @@
 
 #include "../checks.h"
 #include "../dense.h"
+#include "../tabulated.h"
 #include "dispatch.h"
 
 namespace crrelu {
@@ -379,13 +380,13 @@ Parameter table_for(const at::Tensor& table_, const at::Tensor& input) {
   const at::Tensor values = at::detail::empty_cpu({kTableHeader + 4 * intervals}, type);
   AT_DISPATCH_FLOATING_TYPES(type, "table_for", [&] {
     auto* value = values.mutable_data_ptr<scalar_t>();
-    const auto append = [&](std::initializer_list<double> numbers) {
-      value = std::copy(numbers.begin(), numbers.end(), value);
-    };
-    append({x[0], x[intervals], 1 / width, static_cast<double>(intervals)});
+    value[kLower] = x[0];
+    value[kUpper] = x[intervals];
+    value[kPerUnit] = 1 / width;
+    value[kIntervals] = intervals;
     for (int64_t k = 0; k < intervals; ++k) {
-      const double rise = y[k + 1] - y[k], left = m[k] * width, right = m[k + 1] * width;
-      append({y[k], left, 3 * rise - 2 * left - right, left + right - 2 * rise});
+      set_coefficients(value + kTableHeader + 4 * k, y[k], y[k + 1], m[k] * width,
+                       m[k + 1] * width);
     }
   });
   return {values, {1, 1, input.numel()}};
