@@ -1,3 +1,7 @@
-from .session import main
+from . import need_bench
+
+need_bench()
+
+from .session import main  # noqa: E402
 
 main()

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 import crrelu_ext
 
 from .activations import ACTIVATIONS, COMPILED, COPY
 from .cases import FORWARD, FORWARD_BACKWARD, FORWARD_OUT, Case, format_numel
 from .suites import Timing
-from .training import study
+from .training.plots import curves
+from .training.results import Result
+from .training.summary import summarize
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; markers tell them apart too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -33,12 +35,14 @@ OUT_STYLE = STYLES["CRReLU"] | {"ls": "--", "markerfacecolor": "white", "label":
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-def write(folder: Path, timings: list[Timing], runs: list[study.Run]) -> None:
+def write(folder: Path, timings: list[Timing], runs: list[Result]) -> None:
     """Writes speed-cpu.png (and speed-cuda.png), training.png and activation.png."""
     for device in dict.fromkeys(timing.case.device for timing in timings):
         speed(timings, device).savefig(folder / f"speed-{device}.png", dpi=150)
-    training(runs).savefig(folder / "training.png", dpi=150)
-    epsilons = study.summarize(runs)["CRReLU"].epsilons
+    summaries = summarize(runs)
+    curves(runs, summaries).savefig(folder / "training.png", dpi=150)
+    (ours,) = (summary for summary in summaries if summary.epsilons)
+    epsilons = tuple(spread.mean for spread in ours.epsilons.values())
     learned_activation(epsilons).savefig(folder / "activation.png", dpi=150)
 
 
@@ -75,43 +79,6 @@ def speed(timings: list[Timing], device: str) -> Figure:
     figure.suptitle(f"Speed over size on the {device.upper()}: higher is better")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
-    return figure
-
-
-def training(runs: list[study.Run]) -> Figure:
-    """Loss and accuracy over the epochs: mean over the seeds, and their range as a band."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    # The line styles keep curves apart that lie on one another.
-    for name, color, width, line in (
-        ("CRReLU", "#D55E00", 2.5, "-"),
-        ("GELU", "#0072B2", 1.8, "--"),
-        ("ReLU", "#009E73", 1.8, ":"),
-    ):
-        epochs = [run.epochs for run in runs if run.activation == name]
-        number = np.arange(1, len(epochs[0]) + 1)
-        for axes, values in (
-            (loss, np.array([[epoch.loss for epoch in run] for run in epochs])),
-            (accuracy, 100 * np.array([[epoch.accuracy for epoch in run] for run in epochs])),
-        ):
-            axes.plot(number, values.mean(0), color=color, label=name, lw=width, ls=line)
-            axes.fill_between(number, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
-    loss.set(ylabel="training loss, nats", yscale="log")
-    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    loss.yaxis.set_major_formatter(PLAIN)
-    loss.yaxis.set_minor_formatter(NullFormatter())
-    # From where the curves still differ to the eye: the first epochs are far below.
-    last = min(run.epochs[-1].accuracy for run in runs)
-    accuracy.set(ylabel="test accuracy, %", ylim=(max(0, 100 - 8 * (101 - 100 * last)), 100.5))
-    for axes in (loss, accuracy):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-    seeds = len({run.seed for run in runs})
-    figure.suptitle(
-        "Vision transformer on handwritten digits"
-        + (f": mean and range of {seeds} seeds" if seeds > 1 else ", one seed")
-    )
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -10,9 +10,11 @@ from rich.text import Text
 from . import floors
 from .activations import ACTIVATIONS, COMPILED, COPY, CRRELU
 from .cases import FORWARD, FORWARD_BACKWARD, FORWARD_OUT, MODULE, OPERATIONS, Case, format_numel
+from .digits import ACTIVATIONS as TRAINED
 from .suites import Timing
-from .training import data
-from .training.study import Run, Summary, summarize
+from .training.report import section
+from .training.results import Result
+from .training.summary import speeds, summarize
 
 RIVALS = (*(name for name in ACTIVATIONS if name != CRRELU.name), COMPILED)
 FIGURES = ("µs", "GB/s", "copy")
@@ -28,7 +30,7 @@ class Results:
     seconds: float
     timings: list[Timing]
     floors: list[floors.Result]
-    training: list[Run]
+    training: list[Result]
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,12 @@ def terminal_table(results: Results) -> rich.table.Table:
                 name = f" {format_numel(row.numel)} {row.dtype}{where}"
                 table.add_row(name, time, share, *ratios)
     table.add_row(Text("training", style="bold"))
-    summaries = summarize(results.training)
+    summaries = {TRAINED[x.activation]: x for x in summarize(results.training)}
     by_column = {"GELU erf": summaries["GELU"], "ReLU": summaries["ReLU"]}
     for name, figure in (
-        ("images/s", lambda summary: f"{summary.images_per_second:.0f}"),
-        ("accuracy, %", lambda summary: f"{100 * summary.accuracy:.1f}"),
-        ("± over the seeds", lambda summary: f"{100 * summary.accuracy_deviation:.1f}"),
+        ("images/s", lambda summary: f"{summary.rate:.0f}"),
+        ("accuracy, %", lambda summary: f"{summary.last.mean:.1f}"),
+        ("± over the seeds", lambda summary: f"{summary.last.deviation or 0:.1f}"),
     ):
         rivals = (figure(by_column[x]) if x in by_column else "" for x in RIVALS)
         table.add_row(f" {name}", figure(summaries["CRReLU"]), "", *rivals)
@@ -191,42 +193,27 @@ def losses(results: Results) -> list[str]:
             what, rival, measured, _, _, floor, _ = result.cells()
             lines.append(f"- floor missed: {what} beside {rival}: {measured}, not {floor}")
     summaries = summarize(results.training)
-    ours = summaries.pop(CRRELU.name)
-    for name, theirs in summaries.items():
-        if theirs.accuracy > ours.accuracy:
-            lines.append(
-                f"- training, test accuracy: {_accuracy(ours)} %, {name} {_accuracy(theirs)} %"
-            )
-        if _loses(1 / theirs.speedup):
-            lines.append(f"- training, images/s: {name} ({_times(1 / theirs.speedup)})")
+    ours = next(x for x in summaries if TRAINED[x.activation] == CRRELU.name)
+    beside_ours = speeds(summaries, ours)
+    for theirs in summaries:
+        name, speed = TRAINED[theirs.activation], beside_ours[theirs.activation]
+        if theirs is not ours:
+            if theirs.last.mean > ours.last.mean:
+                own, other = (x.text(2) for x in (ours.last, theirs.last))
+                lines.append(f"- training, test accuracy: {own} %, {name} {other} %")
+            if speed is not None and _loses(1 / speed):
+                lines.append(f"- training, images/s: {name} ({_times(1 / speed)})")
     return lines
 
 
-def _training(runs: list[Run]) -> Iterator[str]:
-    seeds = len({run.seed for run in runs})
-    images = len(data.load().test_labels)
+def _training(runs: list[Result]) -> Iterator[str]:
     yield "## Training"
     yield ""
     yield "A small vision transformer on scikit-learn's handwritten digits, everything but the"
-    yield f"activation equal: {seeds} seed{'s' * (seeds > 1)}, {len(runs[0].epochs)} epochs. The"
-    yield f"accuracy is that after the last epoch, mean ± deviation over the seeds, on {images}"
-    yield f"images that were not trained on: one image is {1 / images:.2%}. A difference within the"
-    yield "deviations says nothing. Images/s is the median over the epochs, which the activations"
-    yield "took in turn; the ratio is taken epoch by epoch."
+    yield "activation equal; a difference within the deviations over the seeds says nothing. The"
+    yield "activations took turns, an epoch each."
     yield ""
-    yield from _table(
-        ("activation", "test accuracy, %", "images/s", "beside CRReLU", "epsilon by layer"),
-        [
-            (
-                summary.activation,
-                _accuracy(summary),
-                f"{summary.images_per_second:.0f}",
-                f"{summary.speedup:.2f}",
-                ", ".join(f"{epsilon:+.3f}" for epsilon in summary.epsilons),
-            )
-            for summary in summarize(runs).values()
-        ],
-    )
+    yield from section(runs)
     yield "![Training curves](training.png)"
     yield ""
     yield "![The learned activations](activation.png)"
@@ -258,7 +245,3 @@ def _times(ratio: float) -> str:
 
 def _loses(times_as_fast: float) -> bool:
     return round(times_as_fast, 2) < 1
-
-
-def _accuracy(summary: Summary) -> str:
-    return f"{100 * summary.accuracy:.2f} ± {100 * summary.accuracy_deviation:.2f}"

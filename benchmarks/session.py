@@ -11,11 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import crrelu_ext
 
-from . import floors, plots, report, suites
+from . import digits, floors, plots, report, suites
 from .environment import describe
 from .publish import publish
-from .training import study
-from .training.loop import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "local"
 
@@ -47,10 +45,10 @@ def measure(console: Console, quick: bool) -> report.Results:
                 results.append(result)
                 progress.update(bar, advance=1, refresh=True)
 
-        recipe, seeds = (Recipe(epochs=6), 1) if quick else (Recipe(), 3)
-        epochs = seeds * len(study.ACTIVATIONS) * recipe.epochs
+        recipes = digits.recipes(quick)
+        epochs = sum(recipe.epochs for recipe in recipes)
         bar = progress.add_task("training, epochs", total=epochs)
-        runs = study.run(recipe, seeds, lambda: progress.update(bar, advance=1, refresh=True))
+        runs = digits.run(recipes, lambda: progress.update(bar, advance=1, refresh=True))
     return report.Results(
         environment=environment,
         quick=quick,

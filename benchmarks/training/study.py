@@ -1,80 +1,65 @@
-"""The comparison: every activation with every seed, everything else equal."""
+"""Cells, one after another, each with its result in one file; killed, it goes on where it was."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from statistics import mean, median, stdev
+from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
-import crrelu_ext
+from . import checkpoint, dpo, results
+from .build import build
+from .diagnosis import Diverged
+from .files import held
+from .loop import Epoch, Watch, train
+from .processes import Processes
+from .recipe import PREFERENCES, Recipe
+from .results import Result
 
-from . import data
-from .loop import Epoch, Recipe, train
-
-ACTIVATIONS = {"CRReLU": crrelu_ext.CRReLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run; the accuracy that counts is the last epoch's, not the best one's."""
-
-    activation: str
-    seed: int
-    epochs: list[Epoch] = field(default_factory=list)
+Watching = Callable[[Recipe, int, int], Watch]
 
 
-def run(recipe: Recipe, seeds: int, on_epoch: Callable[[], object]) -> list[Run]:
-    """All runs; ``on_epoch()`` is called after each epoch of each model.
+def run(
+    folder: Path, recipes: list[Recipe], processes: Processes, watching: Watching
+) -> Iterator[Result]:
+    """Trains the cells that have no result yet; ``watching(recipe, number, of)`` shows one of them.
 
-    The models of one seed train side by side, an epoch each in turn: what else happens on the
-    machine slows all of them alike.
+    Raises:
+        RuntimeError: another process runs this study, or a file cannot be written.
+        DataError, ValueError: a cell cannot be trained; those before it have their results.
     """
-    images = data.load()
-    runs = []
-    for seed in range(seeds):
-        side_by_side = [Run(name, seed) for name in ACTIVATIONS]
-        runs += side_by_side
-        trainings = [train(make, seed, images, recipe) for make in ACTIVATIONS.values()]
-        for _ in range(recipe.epochs):
-            for one, training in zip(side_by_side, trainings, strict=True):
-                one.epochs.append(next(training))
-                on_epoch()
-    return runs
+    with ExitStack() as stack:
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(folder / ".lock"))
+        finished = processes.of_first({result.recipe.cell for result in results.read(folder)})
+        for number, recipe in enumerate(recipes, start=1):
+            if recipe.cell in finished:
+                continue
+            cell = folder / "cells" / recipe.cell
+            cell.mkdir(parents=True, exist_ok=True)
+            watch = watching(recipe, number, len(recipes))
+            try:
+                one = dpo.run if recipe.dataset in PREFERENCES else _train
+                result = one(cell, recipe, processes, watch)
+            finally:
+                watch.close()
+            if processes.first:
+                results.append(folder, result)
+                (cell / "checkpoint.pt").unlink(missing_ok=True)
+            yield result
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One activation over its seeds; deviations are those of the sample, 0.0 for a single seed."""
-
-    activation: str
-    accuracy: float
-    accuracy_deviation: float
-    images_per_second: float  # median over all epochs
-    speedup: float  # images/s beside CRReLU's in the same epoch of the same seed, median
-    epsilons: tuple[float, ...]  # per layer, mean over the seeds
-
-
-def summarize(runs: list[Run]) -> dict[str, Summary]:
-    """The summaries by activation."""
-    own = {name: [run for run in runs if run.activation == name] for name in ACTIVATIONS}
-    speeds = {
-        name: [epoch.images_per_second for run in own[name] for epoch in run.epochs]
-        for name in ACTIVATIONS
-    }
-    summaries = {}
-    for name in ACTIVATIONS:
-        last = [run.epochs[-1] for run in own[name]]
-        accuracies = [epoch.accuracy for epoch in last]
-        summaries[name] = Summary(
-            activation=name,
-            accuracy=mean(accuracies),
-            accuracy_deviation=stdev(accuracies) if len(accuracies) > 1 else 0.0,
-            images_per_second=median(speeds[name]),
-            speedup=median(
-                speed / crrelu for speed, crrelu in zip(speeds[name], speeds["CRReLU"], strict=True)
-            ),
-            epsilons=tuple(
-                mean(layer) for layer in zip(*(epoch.epsilons for epoch in last), strict=True)
-            ),
-        )
-    return summaries
+def _train(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Result:
+    task = build(recipe, processes)
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    epochs: list[Epoch] = []
+    diverged = None
+    try:
+        resume = cell / "checkpoint.pt"
+        for epoch in train(task, recipe, processes, resume=resume, watch=watch):
+            epochs.append(epoch)
+        checkpoint.save_weights(cell / "weights.pt", task.model, processes)
+    except Diverged as error:
+        diverged = str(error)
+    environment = results.environment(recipe, processes)
+    return Result(recipe, epochs, diverged, task.unit, parameters, environment)

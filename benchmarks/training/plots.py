@@ -1,0 +1,79 @@
+"""Curves of training, and of what the CRReLU layers learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from .results import Result
+from .summary import Summary, metrics, summarize
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; the lines differ as well.
+COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
+LINES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+OURS = {"color": "#D55E00", "lw": 2.5, "ls": "-", "zorder": 5}
+
+
+def write(folder: Path, name: str, group: list[Result]) -> None:
+    """Writes name.png, and name-epsilon.png where there are epsilons."""
+    summaries = [summary for summary in summarize(group) if summary.runs]
+    if not summaries:
+        return
+    curves(group, summaries).savefig(folder / f"{name}.png", dpi=120)
+    if any(summary.epsilons for summary in summaries):
+        epsilons(summaries).savefig(folder / f"{name}-epsilon.png", dpi=120)
+
+
+def curves(group: list[Result], summaries: list[Summary]) -> Figure:
+    """Training loss and the metric over the epochs: mean over the seeds, their range as a band."""
+    judged_by, recipe = metrics(group[0])[0], group[0].recipe
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    loss, figures = figure.subplots(1, 2)
+    others = 0
+    for summary in summaries:
+        style: dict[str, object] = {"lw": 1.8}
+        if summary.activation == "crrelu":
+            style |= OURS
+        else:
+            style |= {"color": COLORS[others % len(COLORS)], "ls": LINES[others % len(LINES)]}
+            others += 1
+        number = np.arange(1, recipe.epochs + 1)
+        for axes, values in (
+            (loss, [[epoch.loss for epoch in run.epochs] for run in summary.runs]),
+            (figures, [judged_by.all(run) for run in summary.runs]),
+        ):
+            array = np.array(values)
+            axes.plot(number, array.mean(0), label=summary.activation, **style)
+            color = style["color"]
+            axes.fill_between(number, array.min(0), array.max(0), color=color, alpha=0.12, lw=0)
+    loss.set(ylabel="training loss, nats", yscale="log")
+    figures.set(ylabel=judged_by.label)
+    for axes in (loss, figures):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    seeds = max(len(summary.runs) for summary in summaries)
+    what = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    figure.suptitle(f"{recipe.model} on {recipe.dataset}: {what}")
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    return figure
+
+
+def epsilons(summaries: list[Summary]) -> Figure:
+    """Each layer's epsilon over the epochs, the mean over channels and seeds."""
+    learning = [summary for summary in summaries if summary.epsilons]
+    figure = Figure(figsize=(11, 4.2 * len(learning)), layout="constrained")
+    grid = figure.subplots(len(learning), 1, squeeze=False)
+    for axes, summary in zip(grid[:, 0], learning, strict=True):
+        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(summary.epsilons)))
+        for layer, shade in zip(summary.epsilons, shades, strict=True):
+            values = [[np.mean(e.epsilons[layer]) for e in run.epochs] for run in summary.runs]
+            mean = np.mean(values, axis=0)
+            axes.plot(np.arange(1, len(mean) + 1), mean, color=shade, label=layer)
+        axes.set(xlabel="epoch", ylabel=f"epsilon of {summary.activation}")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    return figure

@@ -1,0 +1,257 @@
+"""Every knob, once: as a dataclass, as command line arguments and as YAML."""
+
+# ruff: noqa: RUF009  # knob() is a dataclasses.field
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from . import activations
+
+SHIPPED = Path(__file__).parent / "recipes"
+VISION = ("digits", "cifar10", "cifar100", "imagenet", "imagenet-shards")
+LANGUAGE = ("stdlib", "text")
+PREFERENCES = ("stdlib-pairs", "shp", "hh")
+DATASETS = (*VISION, *LANGUAGE, *PREFERENCES)
+AXES = ("model", "dataset", "activation", "seed")
+"""Of these a study takes several values: each combination is a cell."""
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    allowed: str = "",
+    check: Callable[[Any], bool] | None = None,
+    choices: tuple[str, ...] = (),
+    identity: bool = True,
+) -> Any:
+    """A field. ``allowed`` says in words what ``check`` tests; a knob that cannot change the
+    results, such as where the data lie, is not part of a cell's identity."""
+    if choices:
+        allowed, check = ", ".join(choices), choices.__contains__
+    metadata = {"help": help, "allowed": allowed, "check": check, "identity": identity}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def at_least(lowest: float) -> dict[str, Any]:
+    return {"allowed": f"{lowest} and more", "check": lambda x: math.isfinite(x) and x >= lowest}
+
+
+POSITIVE: dict[str, Any] = {
+    "allowed": "numbers above 0",
+    "check": lambda x: math.isfinite(x) and x > 0,
+}
+SHARE: dict[str, Any] = {"allowed": "0 to below 1", "check": lambda x: 0 <= x < 1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One cell. The defaults are the recipe of the authors' public logs; what a dataset has other
+    than that is in recipes/<dataset>.yaml."""
+
+    model: str = knob("vit_tiny_patch16_224", "digits-vit, small-gpt, gpt2, or any name in timm")
+    dataset: str = knob("digits", "what to learn", choices=DATASETS)
+    activation: str = knob("crrelu", "an activation, such as gelu, or with a start, crrelu:-0.3")
+    seed: int = knob(42, "decides the initial weights and all chance", **at_least(0))
+
+    data_dir: str | None = knob(None, "where the dataset lies", identity=False)
+    download: bool = knob(False, "fetch CIFAR into data_dir if it is not there", identity=False)
+    image_size: int | None = knob(None, "of the images; null: the dataset's own", **at_least(1))
+    model_args: dict[str, Any] = knob({}, "more arguments of the model, '{patch_size: 4}'")
+    drop_path: float | None = knob(
+        None, "share of residual branches dropped; null: 0.1 for ViT-Tiny, as published, else 0",
+        **SHARE,
+    )  # fmt: skip
+    teacher: str | None = knob(None, "a timm model that a distilled DeiT learns from as well")
+    teacher_weights: str | None = knob(None, "its weights, a file; null: timm's pretrained ones")
+    tokenizer: str = knob("bytes", "of text: bytes, or a name or folder of transformers")
+    context: int = knob(1024, "tokens that a language model sees", **at_least(2))
+    weights: str | None = knob(
+        None, "a file of weights to start from; {activation} and {seed} are filled in, * matches"
+    )
+
+    epochs: int = knob(300, "passes over the data", **at_least(1))
+    steps_per_epoch: int | None = knob(None, "cuts an epoch short; null: all data", **at_least(1))
+    batch_size: int = knob(256, "samples in a step, over all processes", **at_least(1))
+    accumulation: int = knob(1, "parts that a process computes its batch in", **at_least(1))
+    learning_rate: float = knob(2.5e-4, "the highest", **POSITIVE)
+    warmup_epochs: float = knob(20, "in which the rate rises, in a line", **at_least(0))
+    warmup_rate: float = knob(1e-6, "learning rate at the start", **at_least(0))
+    final_rate: float = knob(1e-5, "learning rate at the end of the cosine", **at_least(0))
+    weight_decay: float = knob(0.05, "AdamW's; of matrices alone", **at_least(0))
+    beta1: float = knob(0.9, "AdamW's", **SHARE)
+    beta2: float = knob(0.999, "AdamW's", **SHARE)
+    clip: float | None = knob(1.0, "largest norm of the gradient; null: any", **POSITIVE)
+    amp: str = knob(
+        "auto",
+        "precision; auto: bfloat16 on a GPU, none elsewhere",
+        choices=("auto", "none", "bfloat16", "float16"),
+    )
+    compile: bool = knob(False, "torch.compile the model")
+
+    dpo_beta: float = knob(0.1, "DPO's temperature", **POSITIVE)
+    pairs: int | None = knob(None, "preference pairs at most; null: all", **at_least(2))
+
+    device: str = knob("auto", "cpu or cuda", choices=("auto", "cpu", "cuda"), identity=False)
+    parallel: str = knob(
+        "ddp", "how several processes share a model", choices=("ddp", "fsdp2"), identity=False
+    )
+    workers: int = knob(0, "processes that load data, for each process", **at_least(0),
+                        identity=False)  # fmt: skip
+    checkpoint_every: int = knob(500, "steps between checkpoints", **at_least(1), identity=False)
+    tensorboard: bool = knob(True, "write TensorBoard logs, if it is installed", identity=False)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, check = getattr(self, one.name), one.metadata["check"]
+            if value is not None and check and not check(value):
+                raise ValueError(f"{one.name} is {value!r}; allowed are {one.metadata['allowed']}")
+        activations.parse(self.activation)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}; allowed are 0 to below epochs, "
+                f"which is {self.epochs}"
+            )
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation is {self.accumulation}; allowed are divisors of batch_size, "
+                f"which is {self.batch_size}"
+            )
+
+    @property
+    def setting(self) -> str:
+        """Names everything but the activation and the seed: what is equal in a comparison."""
+        return _digest({k: v for k, v in self._identity() if k not in ("activation", "seed")})
+
+    @property
+    def cell(self) -> str:
+        """Names everything that decides the result; is the name of a folder too."""
+        readable = "-".join((self.dataset, self.model, self.activation, f"seed{self.seed}"))
+        safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
+        return f"{safe}-{_digest(dict(self._identity()))}"
+
+    def _identity(self) -> Iterable[tuple[str, Any]]:
+        return ((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata["identity"])
+
+
+KNOBS: dict[str, Field[Any]] = {one.name: one for one in fields(Recipe)}
+_TYPES = get_type_hints(Recipe)
+
+
+def cells(request: Mapping[str, Any]) -> list[Recipe]:
+    """All combinations of the axes' values that are lists; what is not given takes its default.
+
+    The defaults are those of the dataset, then the published ones. Seeds vary slowest, so that a
+    study that is cut short has whole rows.
+
+    Raises:
+        ValueError: a knob is unknown, or its value not allowed.
+    """
+    if unknown := [name for name in request if name not in KNOBS]:
+        raise ValueError(f"{unknown[0]!r} is no knob; allowed are {', '.join(KNOBS)}")
+    datasets = _several(request.get("dataset", KNOBS["dataset"].default))
+    found = []
+    for dataset in datasets:
+        if dataset not in DATASETS:
+            raise ValueError(f"dataset is {dataset!r}; allowed are {', '.join(DATASETS)}")
+        values = {**read(SHIPPED / f"{dataset}.yaml"), **request, "dataset": dataset}
+        axes = [_several(values.get(axis, KNOBS[axis].default)) for axis in AXES]
+        for combination in product(*axes):
+            chosen = {**values, **dict(zip(AXES, combination, strict=True))}
+            found.append(Recipe(**{name: convert(name, value) for name, value in chosen.items()}))
+    return sorted(found, key=lambda recipe: recipe.seed)
+
+
+def convert(name: str, value: Any) -> Any:
+    """A knob's value as YAML gives it, in the knob's type: there 1e-3 is a string.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    given = _TYPES[name]
+    types = get_args(given) if isinstance(given, UnionType) else (given,)
+    kinds = [t if isinstance(t, type) else dict for t in types]
+    if type(value) in kinds:
+        return value
+    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if str in kinds and isinstance(value, int | float):
+        return str(value)
+    names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f"{name} is {value!r}; allowed are values of type {names}")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A recipe file: a mapping of knobs to values, of the axes to lists of values too.
+
+    Raises:
+        ValueError: it cannot be read, or is something else.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read as YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; allowed is a mapping of knobs")
+    return content
+
+
+def write(request: Mapping[str, Any], folder: Path) -> None:
+    """What was asked for, with all defaults, as a file that --config takes, in ``folder``."""
+    recipes = cells(request)
+    for dataset in dict.fromkeys(recipe.dataset for recipe in recipes):
+        same = [asdict(recipe) for recipe in recipes if recipe.dataset == dataset]
+        content: dict[str, Any] = dict(same[0])
+        for axis in AXES:
+            content[axis] = list(dict.fromkeys(recipe[axis] for recipe in same))
+        text = yaml.safe_dump(content, sort_keys=False)
+        (folder / f"recipe-{dataset}-{_digest(content)}.yaml").write_text(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """An argument for each knob, read as YAML is; absent unless given."""
+    for name, one in KNOBS.items():
+        default = {} if one.default is MISSING else one.default
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            nargs="+" if name in AXES else None,
+            type=_value,
+            default=argparse.SUPPRESS,
+            metavar="X",
+            help=f"{one.metadata['help']} (published default: {default})".replace("%", "%%"),
+        )
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(text) from error
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,169 @@
+"""Results that belong together, over their seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from statistics import mean, median, stdev
+
+from scipy import stats
+
+from .recipe import LANGUAGE, PREFERENCES
+from .results import Result
+
+REFERENCE = "gelu"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a kind of task is judged by."""
+
+    name: str
+    label: str
+    scale: float
+    higher_is_better: bool
+    digits: int
+
+    def all(self, run: Result) -> list[float]:
+        """After each epoch."""
+        return [self.scale * epoch.metrics[self.name] for epoch in run.epochs]
+
+    def last(self, run: Result) -> float:
+        return self.all(run)[-1]
+
+    def best(self, run: Result) -> float:
+        return max(self.all(run)) if self.higher_is_better else min(self.all(run))
+
+
+ACCURACY = Metric("accuracy", "accuracy, %", 100, higher_is_better=True, digits=2)
+LOSS = Metric("loss", "validation loss, nats", 1, higher_is_better=False, digits=4)
+MARGIN = Metric("margin", "reward margin", 1, higher_is_better=True, digits=4)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean and the deviation of the sample, which one value does not have; of none, neither."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(mean(values or [math.nan]), stdev(values) if len(values) > 1 else None)
+
+    def text(self, digits: int, sign: str = "") -> str:
+        if math.isnan(self.mean):
+            return ""
+        number = f"{self.mean:{sign}.{digits}f}"
+        return number if self.deviation is None else f"{number} ± {self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """To the reference, paired over the seeds that both have."""
+
+    spread: Spread
+    seeds: int
+    p: float | None  # of the paired t test, where there are two seeds and more
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An activation over its seeds."""
+
+    activation: str
+    runs: list[Result]  # in the order of the seeds; without those that diverged
+    diverged: int
+    last: Spread
+    best: Spread
+    others: list[Spread]  # of the other metrics, after the last epoch
+    difference: Difference | None
+    rate: float | None  # median over all epochs
+    epsilons: dict[str, Spread]  # by layer; over channels and seeds
+
+
+def metrics(result: Result) -> tuple[Metric, ...]:
+    """What the result's task is judged by, and what else is measured."""
+    if result.recipe.dataset in PREFERENCES:
+        return MARGIN, ACCURACY, LOSS
+    return (LOSS, ACCURACY) if result.recipe.dataset in LANGUAGE else (ACCURACY, LOSS)
+
+
+def settings(results: list[Result]) -> list[list[Result]]:
+    """The results that differ in activation and seed alone, in the order in which they began."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.recipe.setting, []).append(result)
+    return list(groups.values())
+
+
+def summarize(results: list[Result]) -> list[Summary]:
+    """The activations of one setting; those that came first stay first."""
+    runs: dict[str, dict[int, Result]] = {}
+    diverged: Counter[str] = Counter()
+    for result in results:
+        by_seed = runs.setdefault(result.recipe.activation, {})
+        if result.diverged is None:
+            by_seed[result.recipe.seed] = result
+        else:
+            diverged[result.recipe.activation] += 1
+    reference = runs.get(REFERENCE, {})
+    return [
+        _summary(activation, by_seed, diverged[activation], reference, metrics(results[0]))
+        for activation, by_seed in runs.items()
+    ]
+
+
+def speeds(summaries: list[Summary], beside: Summary | None) -> dict[str, float | None]:
+    """How many times as fast each trains as another does in the same epoch of the same seed: the
+    medians, by activation."""
+    theirs = {run.recipe.seed: run.epochs for run in beside.runs} if beside else {}
+    ratios = {
+        summary.activation: [
+            own.rate / other.rate
+            for run in summary.runs
+            for own, other in zip(run.epochs, theirs.get(run.recipe.seed, []), strict=False)
+        ]
+        for summary in summaries
+    }
+    return {name: median(values) if values else None for name, values in ratios.items()}
+
+
+def _summary(
+    activation: str,
+    by_seed: dict[int, Result],
+    diverged: int,
+    reference: dict[int, Result],
+    measured: tuple[Metric, ...],
+) -> Summary:
+    judged_by, *others = measured
+    runs = [by_seed[seed] for seed in sorted(by_seed)]
+    epsilons: dict[str, list[float]] = {}
+    for run in runs:
+        for layer, values in run.epochs[-1].epsilons.items():
+            epsilons.setdefault(layer, []).extend(values)
+    return Summary(
+        activation,
+        runs,
+        diverged,
+        last=Spread.of([judged_by.last(run) for run in runs]),
+        best=Spread.of([judged_by.best(run) for run in runs]),
+        others=[Spread.of([metric.last(run) for run in runs]) for metric in others],
+        difference=_difference(by_seed, reference, judged_by) if activation != REFERENCE else None,
+        rate=median(epoch.rate for run in runs for epoch in run.epochs) if runs else None,
+        epsilons={layer: Spread.of(values) for layer, values in epsilons.items()},
+    )
+
+
+def _difference(
+    own: dict[int, Result], reference: dict[int, Result], judged_by: Metric
+) -> Difference | None:
+    seeds = sorted(own.keys() & reference.keys())
+    if not seeds:
+        return None
+    differences = [judged_by.last(own[seed]) - judged_by.last(reference[seed]) for seed in seeds]
+    spread = Spread.of(differences)
+    # Where all differences are equal the test would be sure of anything.
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if spread.deviation else None
+    return Difference(spread, len(seeds), p)

@@ -1,0 +1,68 @@
+"""Recipes that take a second, and processes to kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.training import results, study
+from benchmarks.training.loop import Epoch, Nobody
+from benchmarks.training.processes import Processes
+from benchmarks.training.recipe import Recipe, cells
+
+ALONE = Processes(torch.device("cpu"))
+# Dropout, so that chance in the model counts too.
+VIT: dict[str, Any] = {
+    "dataset": "digits",
+    "model_args": {"width": 16, "hidden": 32, "depth": 2, "heads": 2, "dropout": 0.1},
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "steps_per_epoch": 4,
+    "checkpoint_every": 1,
+    "tensorboard": False,
+}
+GPT: dict[str, Any] = {
+    "dataset": "stdlib",
+    "model_args": {"n_embd": 16, "n_head": 2},
+    "epochs": 2,
+    "context": 64,
+    "batch_size": 16,
+    "steps_per_epoch": 2,
+    "tensorboard": False,
+}
+
+
+def recipe(kind: dict[str, Any], **changes: Any) -> Recipe:
+    (one,) = cells({**kind, **changes})
+    return one
+
+
+def run_study(folder: Path, request: dict[str, Any]) -> None:
+    """All of a study that has no result yet, as a process of its own would."""
+    torch.set_num_threads(1)
+    for _ in study.run(folder, cells(request), ALONE, lambda *_: Nobody()):
+        pass
+
+
+def start(folder: Path, request: dict[str, Any]) -> BaseProcess:
+    """A process that runs a study; forked from one that has imported everything, so at once."""
+    context = multiprocessing.get_context("forkserver")
+    # torch imports its compiler when an optimizer takes its first step.
+    context.set_forkserver_preload(["tests.training.small", "torch._dynamo"])
+    process = context.Process(target=run_study, args=(folder, request))
+    process.start()
+    return process
+
+
+def without_times(epochs: list[Epoch]) -> list[tuple[Any, ...]]:
+    """What must be the same bit for bit."""
+    return [(epoch.loss, epoch.metrics, epoch.epsilons) for epoch in epochs]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """By cell, all that does not depend on the clock."""
+    return {one.recipe.cell: without_times(one.epochs) for one in results.read(folder)}

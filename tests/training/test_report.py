@@ -1,0 +1,127 @@
+"""Tables and curves: the figures in them, by hand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmarks.training import published, report, results
+from benchmarks.training.__main__ import main
+from benchmarks.training.loop import Epoch
+from benchmarks.training.recipe import Recipe
+from benchmarks.training.results import Result
+from benchmarks.training.summary import summarize
+
+ACCURACIES = {"crrelu": (0.90, 0.92, 0.95), "gelu": (0.89, 0.90, 0.91)}
+
+
+def result(activation: str, seed: int, accuracy: float) -> Result:
+    recipe = replace(Recipe(dataset="cifar10"), activation=activation, seed=seed, epochs=30)
+    epsilons = {"act": [0.01, -0.2 * seed]} if activation == "crrelu" else {}
+    last = Epoch(0.5, {"loss": 0.4, "accuracy": accuracy}, 200.0, epsilons)
+    best = Epoch(0.6, {"loss": 0.4, "accuracy": accuracy + 0.01}, 100.0 + seed, epsilons)
+    return Result(recipe, [best] * 29 + [last], None, "images", 5, {"device": "cpu"})
+
+
+@pytest.fixture
+def some() -> list[Result]:
+    return [
+        result(activation, seed, accuracy)
+        for activation, accuracies in ACCURACIES.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_summary(some: list[Result]) -> None:
+    ours, gelu = summarize(some)
+    assert ours.difference is not None
+    assert ours.last.text(2) == "92.33 ± 2.52"
+    assert ours.best.text(2) == "93.33 ± 2.52"
+    assert ours.difference.spread.text(2, "+") == "+2.33 ± 1.53"
+    expected = stats.ttest_rel(ACCURACIES["crrelu"], ACCURACIES["gelu"]).pvalue
+    assert ours.difference.p == pytest.approx(expected)
+    assert gelu.difference is None
+    assert ours.epsilons["act"].mean == pytest.approx((0.03 - 0.6) / 6)
+
+
+def test_unpaired_seeds_do_not_count(some: list[Result]) -> None:
+    ours = summarize([some[0], some[3], result("crrelu", 9, 0.1)])[0]
+    assert ours.difference is not None
+    assert (ours.difference.seeds, ours.difference.p) == (1, None)
+    alone = summarize(some[:3])[0]
+    assert alone.difference is None
+
+
+def test_equal_differences_prove_nothing() -> None:
+    runs = [
+        result(name, seed, x) for name, x in (("crrelu", 0.5), ("gelu", 0.25)) for seed in (0, 1)
+    ]
+    ours = summarize(runs)[0]
+    assert ours.difference is not None
+    assert (ours.difference.spread.text(2), ours.difference.p) == ("25.00 ± 0.00", None)
+
+
+def test_page(some: list[Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for one in some:
+        results.append(tmp_path, one)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "## vit_tiny_patch16_224 on cifar10" in capsys.readouterr().out
+    page = (tmp_path / "out" / report.PAGE).read_text()
+    assert "authors' logs, best epoch, one seed" in page
+    assert (
+        "| crrelu | 3 | 92.33 ± 2.52 | 93.33 ± 2.52 | +2.33 ± 1.53 | 0.12 | 0.4000 ± 0.0000 |"
+        in page
+    )
+    assert "| 88.72 |" in page
+    assert "| crrelu | act | -0.095 ±" in page
+    pictures = list((tmp_path / "out").glob("*.png"))
+    assert len(pictures) == 2
+    assert all(f"({picture.name})" in page for picture in pictures)
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_published_figures() -> None:
+    assert published.accuracy("cifar10", "vit_tiny_patch16_224", "crrelu:-0.3") == 88.72
+    assert published.accuracy("cifar100", "resnet18", "relu") == 74.95
+    assert published.accuracy("cifar10", "vit_tiny_patch16_224", "relu") is None
+    assert published.accuracy("cifar10", "deit_tiny_distilled_patch16_224", "gelu") is None
+    assert published.accuracy("digits", "digits-vit", "gelu") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("report nowhere", "STUDY is 'nowhere'"),
+        ("run x --config nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("run x --activation swish", "activation is 'swish'"),
+        ("run x --dataset cifar10", "data_dir is missing"),
+        ("run x --dataset cifar10 --data-dir nowhere", "missing or broken|torchvision"),
+    ],
+)
+def test_commands_that_fail(
+    command: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "study"
+    command = "--activation gelu crrelu --seed 0 --epochs 2 --warmup-epochs 1 --steps-per-epoch 2"
+    assert main(["run", str(folder), *command.split()]) == 0
+    assert "digits-vit digits crrelu seed 0, loss" in capsys.readouterr().out
+    assert main(["run", str(folder), *command.split()]) == 0
+    (config,) = folder.glob("recipe-digits-*.yaml")
+    assert main(["run", str(folder), "--config", str(config)]) == 0
+    assert len(results.read(folder)) == 2
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "training.md").exists()

@@ -1,0 +1,129 @@
+"""Studies that are killed, that run out of room, that meet bad cells."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.training import report, results, study
+from benchmarks.training.files import append_line, held, read_lines
+from benchmarks.training.loop import Nobody
+from benchmarks.training.processes import join
+from benchmarks.training.recipe import cells
+
+from .small import ALONE, VIT, outcome, run_study, start
+
+STUDY: dict[str, Any] = {**VIT, "activation": ["crrelu", "gelu"], "seed": [0, 1]}
+
+
+def table(folder: Path) -> list[list[str]]:
+    """The report's first table but for the speeds."""
+    page = report.write(folder, folder / "report").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in page if line.startswith(("| crrelu", "| gelu"))]
+    return [row[:6] for row in rows]
+
+
+def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many kills as it takes, each at another point; the result is that of an unbroken run."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the preloading process
+    run_study(tmp_path / "whole", STUDY)
+    chance = random.Random(7)
+    kills = 0
+    for _ in range(60):
+        process = start(tmp_path / "killed", STUDY)
+        process.join(timeout=0.3 + 0.7 * chance.random())
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            break
+    assert kills >= 2
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    left = {file.name for file in (tmp_path / "killed").rglob("*.pt")}
+    assert left == {"weights.pt"}
+
+
+def test_finished_cells_are_not_trained_again(tmp_path: Path) -> None:
+    recipes = cells({**STUDY, "epochs": 2})
+    first = list(study.run(tmp_path, recipes[:2], ALONE, lambda *_: Nobody()))
+    numbers: list[int] = []
+
+    def watching(_: object, number: int, of: int) -> Nobody:
+        assert of == 4
+        numbers.append(number)
+        return Nobody()
+
+    second = list(study.run(tmp_path, recipes, ALONE, watching))
+    assert numbers == [3, 4]
+    assert results.read(tmp_path) == first + second
+
+
+def test_a_cell_that_diverges_is_told_of(tmp_path: Path) -> None:
+    """It is a result like others: the next cells are trained, and the report says where."""
+    recipes = cells({**STUDY, "learning_rate": 1e30, "clip": None, "warmup_epochs": 0, "seed": 0})
+    recipes += cells({**STUDY, "seed": 0})
+    run = list(study.run(tmp_path, recipes, ALONE, lambda *_: Nobody()))
+    assert [result.diverged is None for result in run] == [False, False, True, True]
+    page = report.write(tmp_path, tmp_path).read_text()
+    assert "| 0 + 1 diverged |" in page
+    assert "**Diverged: crrelu, seed 0.** The loss is nan at epoch 1, step 2 of 4" in page
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with held(tmp_path / ".lock"), pytest.raises(RuntimeError, match="in use by another process"):
+        run_study(tmp_path, STUDY)
+
+
+def test_lines(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    assert read_lines(file) == []
+    append_line(file, {"a": 1})
+    with file.open("ab") as stream:
+        stream.write(b'{"a": 2')  # killed here
+    assert read_lines(file) == [{"a": 1}]
+    append_line(file, {"a": 3})
+    assert read_lines(file) == [{"a": 1}, {"a": 3}]
+
+
+def test_full_disk_keeps_finished_results(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    append_line(file, {"a": 1})
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_line(file, {"a": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["no json", "{}", '{"recipe": {"epochs": 0}, "epochs": []}', "3"])
+def test_broken_results(tmp_path: Path, line: str) -> None:
+    (tmp_path / results.FILE).write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 1"):
+        results.read(tmp_path)
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    run_study(tmp_path, {**VIT, "epochs": 2})
+    (line,) = (tmp_path / results.FILE).read_text().splitlines()
+    assert json.loads(line)["recipe"]["dataset"] == "digits"
+
+
+def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with (
+        pytest.raises(ValueError, match=r"device is 'cuda'.* sees 0; allowed are cpu"),
+        join("cuda"),
+    ):
+        pass
