@@ -12,12 +12,28 @@ MATRIX := .venv-matrix-$(TORCH)$(if $(filter command environment,$(origin CXX)),
 CXX_FILES := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml build_backend/installed_torch.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help test bench bench-quick exhaustive lint format ctest ctest-aarch64 sdist-check \
-	install-matrix matrix clean
+CUDA := .venv-cuda
+CUDA_TORCH := torch==2.14.1 torchvision==0.29.1
+# What `make test` cannot show: the machine code, and on the CPU of the CUDA build what stands between
+# the kernels and a model. timm comes with torchvision, which does not load beside a CPU build.
+CUDA_TESTS := tests/cuda --ignore=tests/cuda/test_simt.py $(patsubst %,tests/test_%.py,accuracy \
+	arguments epsilon_gradient gradients loading models module strides tensors)
+OUT ?= build/gpu
+RECIPES := .venv-recipes
+RECIPES_TORCH := 2.14.1
+STUDY ?= build/study
+
+.PHONY: help test cuda-check recipes-check gpu study bench bench-quick exhaustive lint format ctest \
+	ctest-aarch64 sdist-check install-matrix matrix clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test            build in .venv and run the tests'
+	@echo 'make cuda-check      build the CUDA kernels for common GPUs and prove them without one'
+	@echo 'make gpu OUT=folder  all of the CUDA tests and benchmarks on the GPU that is here, in the'
+	@echo '                     current Python, without a network (9 minutes)'
+	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
+	@echo 'make study           train small models with six activations (15 minutes)'
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
 	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
@@ -44,6 +60,41 @@ $(BUILT): $(VENV)/.torch-$(TORCH) $(BUILD_FILES)
 
 test: $(BUILT)
 	$(PY) -m pytest
+
+# An unpacked sdist in an environment of its own, as matrix does it. Needs nvcc, and no GPU.
+cuda-check:
+	rm -rf $(CUDA)/source $(CUDA)/*.tar.gz
+	mkdir -p $(CUDA)/source
+	$(PYTHON) -m venv $(CUDA)/venv
+	$(CUDA)/venv/bin/python -m pip install build $(CUDA_TORCH) setuptools ninja hypothesis mpmath \
+		numpy pytest scipy timm transformers nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(CUDA)/venv/bin/python -m build --sdist --outdir $(CUDA)
+	tar -xzf $(CUDA)/crrelu_ext-*.tar.gz -C $(CUDA)/source --strip-components=1
+	cd $(CUDA)/source && PATH="$(abspath $(CUDA))/venv/bin:$$PATH" \
+		FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0;10.0+PTX' \
+		python -m pip install --no-build-isolation --no-deps -e .
+	cd $(CUDA)/source && ../venv/bin/python -m pytest $(CUDA_TESTS)
+	cd $(CUDA)/source && ../venv/bin/python benchmarks/gpu/run.py --dry-run ../gpu
+
+# An unpacked sdist too; torchvision exists for a torch that is not the one in .venv.
+recipes-check:
+	rm -rf $(RECIPES)/source $(RECIPES)/*.tar.gz
+	mkdir -p $(RECIPES)/source
+	$(PYTHON) -m venv $(RECIPES)/venv
+	$(RECIPES)/venv/bin/python -m pip install build torch==$(RECIPES_TORCH) setuptools ninja
+	$(RECIPES)/venv/bin/python -m build --sdist --outdir $(RECIPES)
+	tar -xzf $(RECIPES)/crrelu_ext-*.tar.gz -C $(RECIPES)/source --strip-components=1
+	cd $(RECIPES)/source && PATH="$(abspath $(RECIPES))/venv/bin:$$PATH" FORCE_CUDA=0 \
+		python -m pip install --no-build-isolation -e '.[recipes,test]' torch==$(RECIPES_TORCH)
+	cd $(RECIPES)/source && ../venv/bin/python -m pytest tests/training
+
+gpu:
+	$(PYTHON) benchmarks/gpu/run.py '$(OUT)'
+
+# Stopped at any moment, it goes on where it was.
+study: $(BUILT)
+	$(PY) -m benchmarks.training run $(STUDY) --config benchmarks/training/recipes/embedded.yaml
+	$(PY) -m benchmarks.training report $(STUDY) --out benchmarks/results/training
 
 bench: $(BUILT)
 	$(PY) -m benchmarks
@@ -99,4 +150,4 @@ matrix:
 	$(MAKE) -C $(MATRIX)/source test TORCH=$(TORCH) VENV=../venv
 
 clean:
-	rm -rf .venv .venv-matrix-* build dist *.egg-info crrelu_ext/*.so crrelu_ext/_build_config.json
+	rm -rf .venv .venv-cuda .venv-recipes .venv-matrix-* build dist *.egg-info crrelu_ext/*.so crrelu_ext/_build_config.json

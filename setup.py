@@ -21,10 +21,11 @@ from setuptools.command.build_py import build_py
 
 HEADERS = glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True)
 CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
-CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
+CUDA_SOURCES = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
 # Nothing of this machine's: ISA code names its target in the source. And a product and a sum are
 # fused only where the source says so: else two copies of one formula may differ in the last bit.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off"]
+NVCC_FLAGS = ["-O3", "-fmad=false"]
 
 
 def record_build(package: Path, **facts: object) -> None:
@@ -114,7 +115,7 @@ def native_build() -> dict[str, Any]:
         "crrelu_ext._C",
         CPU_SOURCES + (CUDA_SOURCES if with_cuda else []),
         depends=HEADERS,
-        extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": FLAGS, "nvcc": NVCC_FLAGS},
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
 

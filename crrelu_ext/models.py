@@ -118,7 +118,13 @@ def _register_with_timm() -> None:
     from timm.layers import create_act
 
     for layers in (create_act._ACT_LAYER_DEFAULT, create_act._ACT_LAYER_ME):
-        layers["crrelu"] = CRReLU
+        layers["crrelu"] = _timm_layer
+
+
+def _timm_layer(inplace: bool = False, **options: Any) -> CRReLU:
+    """CRReLU for timm's models, some of which ask every activation to work in place. That is only
+    a wish: the backward pass needs the input, so it stays as it is."""
+    return CRReLU(**options)
 
 
 _REGISTRATIONS = {"transformers": _register_with_transformers, "timm": _register_with_timm}

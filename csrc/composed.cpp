@@ -235,6 +235,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_meta(
 
 namespace {
 
+void warn_of_missing_kernels() {
+  TORCH_WARN_ONCE(
+      "crrelu_ext was built without CUDA kernels: on a GPU it takes the formula composed of "
+      "PyTorch's operators, which is several times slower. To get the kernels, install it again "
+      "from its source folder, where a CUDA build of torch and nvcc of the same CUDA version are: "
+      "FORCE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir .  (it says what is "
+      "missing)");
+}
+
 /// One of the above, in the place of a kernel that this build does not have.
 template <auto composed>
 struct InPlaceOfKernel;
@@ -242,14 +251,7 @@ struct InPlaceOfKernel;
 template <class Result, class... Arguments, Result (*composed)(const at::Tensor&, Arguments...)>
 struct InPlaceOfKernel<composed> {
   static Result call(const at::Tensor& tensor, Arguments... arguments) {
-    if (tensor.is_cuda()) {
-      TORCH_WARN_ONCE(
-          "crrelu_ext was built without CUDA kernels: on a GPU it takes the formula composed of "
-          "PyTorch's operators, which is several times slower. To get the kernels, install it "
-          "again from its source folder, where a CUDA build of torch and nvcc of the same CUDA "
-          "version are: FORCE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir .  "
-          "(it says what is missing)");
-    }
+    if (tensor.is_cuda()) warn_of_missing_kernels();
     return composed(tensor, std::forward<Arguments>(arguments)...);
   }
 };
@@ -263,8 +265,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
   m.impl("crrelu_backward", InPlaceOfKernel<crrelu_backward_composed>::call);
   m.impl("crrelu_glu", InPlaceOfKernel<crrelu_glu_composed>::call);
   m.impl("crrelu_glu_backward", InPlaceOfKernel<crrelu_glu_backward_composed>::call);
-  m.impl("tabulated", tabulated_composed);
-  m.impl("tabulated_backward", tabulated_backward_composed);
+  m.impl("tabulated", InPlaceOfKernel<tabulated_composed>::call);
+  m.impl("tabulated_backward", InPlaceOfKernel<tabulated_backward_composed>::call);
 }
 
 TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {

@@ -38,7 +38,8 @@ def test_grad_and_hessian(
     def total(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *tensors: (f(*tensors) ** 2).sum()
 
-    for transform in (grad, hessian):
+    transforms: tuple[Callable[..., Any], ...] = (grad, hessian)
+    for transform in transforms:
         ours, theirs = (transform(total(f), argnums=every)(*tensors) for f in (function, composed))
         assert_close(ours, theirs)
     for a, b in itertools.product((jacfwd, jacrev), repeat=2):

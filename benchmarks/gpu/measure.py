@@ -1,0 +1,280 @@
+"""The kernels and two models on a GPU, beside their rivals; figures go to a JSON file.
+
+``python measure.py FILE [--seconds N] [--dry-run]``; needs torch and crrelu_ext alone. A dry run is
+on the CPU, with sizes and rounds that say nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from models import ACTIVATIONS, MODELS, training_step
+from torch import Tensor
+from torch.nn import functional as F
+
+import crrelu_ext
+
+Call = Callable[[], object]
+DTYPES = ("float32", "bfloat16", "float16")
+SIZES = tuple(2**k for k in (26, 12, 28, 30, 16, 20, 24))
+"""In the order of what matters, should the time not suffice."""
+COMPILED_SIZES = (2**26, 2**28)
+STREAMS = {"forward": 2, "backward": 3, "forward+backward": 5}
+"""Tensors that an activation must read and write; a copy moves 2."""
+CHANNELS = 1024
+
+
+def composed(input: Tensor, epsilon: Tensor) -> Tensor:
+    """The formula as one writes it without this package."""
+    return F.relu(input) + epsilon.to(input.dtype) * input * torch.exp(-0.5 * input.square())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over `rounds`: of a call on the device, from cold caches, and, for what is small, of
+    an eager call as the host sees it."""
+
+    operation: str
+    dtype: str
+    numel: int
+    name: str
+    seconds: float
+    spread: float
+    rounds: int
+    eager_seconds: float | None
+    peak_bytes: int
+
+
+class Device:
+    """How calls are timed; on the CPU, where it is a dry run."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.name = "cpu" if dry_run else "cuda"
+        l2 = 0 if dry_run else torch.cuda.get_device_properties(0).L2_cache_size
+        self.cold_bytes = 4 * l2
+
+    def time(self, calls: list[Call], rounds: int) -> list[float]:
+        """Seconds for one of the calls, for each round.
+
+        The calls have operands of their own, more than the caches keep, and are captured in one
+        graph: no launch of the host's is in the figure. What they return is kept, so that no call
+        writes where the one before it wrote.
+        """
+        for call in calls[:2]:
+            call()
+        if self.dry_run:
+            return [self._on_cpu(calls) for _ in range(rounds)]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = [call() for call in calls]
+        graph.replay()
+        seconds = []
+        for _ in range(rounds):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            seconds.append(begin.elapsed_time(end) / 1e3 / len(calls))
+        del kept
+        return seconds
+
+    def time_eager(self, call: Call) -> float:
+        """Seconds that a call takes the host, when it is called again and again."""
+        count = 10 if self.dry_run else 1000
+        for _ in range(count // 10):
+            call()
+        self.synchronize()
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        self.synchronize()
+        return (time.perf_counter() - begin) / count
+
+    def peak_bytes(self, call: Call) -> int:
+        """Memory that a call takes beside its operands."""
+        if self.dry_run:
+            return 0
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def synchronize(self) -> None:
+        if not self.dry_run:
+            torch.cuda.synchronize()
+
+    @staticmethod
+    def _on_cpu(calls: list[Call]) -> float:
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - begin) / len(calls)
+
+
+@dataclass(frozen=True)
+class Operands:
+    input: Tensor
+    grad_output: Tensor
+    output: Tensor
+    epsilon: Tensor
+    epsilons: Tensor
+
+
+def forward_backward(function: Callable[..., Tensor], *leaves: Tensor, grad: Tensor) -> object:
+    return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
+    """operation, name and call; rivals come one after another."""
+    aten, ours = torch.ops.aten, torch.ops.crrelu_ext
+    yield "forward", "copy_", partial(o.output.copy_, o.input)
+    yield "forward", "CRReLU", partial(crrelu_ext.crrelu, o.input, o.epsilon)
+    rows = o.grad_output.view(-1, CHANNELS), o.input.view(-1, CHANNELS)
+    by_channel = f"CRReLU, {CHANNELS} epsilons"
+    yield "forward", by_channel, partial(crrelu_ext.crrelu, rows[1], o.epsilons)
+    yield "forward", "GELU erf", partial(F.gelu, o.input)
+    yield "forward", "GELU tanh", partial(F.gelu, o.input, approximate="tanh")
+    yield "forward", "SiLU", partial(F.silu, o.input)
+    yield "forward", "ReLU", partial(F.relu, o.input)
+    yield "forward", "eager", partial(composed, o.input, o.epsilon)
+
+    grads = o.grad_output, o.input
+    backward = ours.crrelu_backward
+    yield "backward", "CRReLU", partial(backward, *grads, o.epsilon, 1, [True, True])
+    yield (
+        "backward",
+        "CRReLU, epsilon frozen",
+        partial(backward, *grads, o.epsilon, 1, [True, False]),
+    )
+    yield "backward", by_channel, partial(backward, *rows, o.epsilons, 1, [True, True])
+    yield "backward", "GELU erf", partial(aten.gelu_backward, *grads)
+    yield "backward", "GELU tanh", partial(aten.gelu_backward, *grads, approximate="tanh")
+    yield "backward", "SiLU", partial(aten.silu_backward, *grads)
+
+    x, e = o.input.detach().requires_grad_(), o.epsilon.detach().requires_grad_()
+    both = partial(forward_backward, grad=o.grad_output)
+    yield "forward+backward", "CRReLU", partial(both, crrelu_ext.crrelu, x, e)
+    yield "forward+backward", "GELU erf", partial(both, F.gelu, x)
+    yield "forward+backward", "eager", partial(both, composed, x, e)
+    if compiled:
+        torch.compiler.reset()
+        formula = torch.compile(composed, dynamic=False, fullgraph=True)
+        yield "forward", "compiled", partial(formula, o.input, o.epsilon)
+        yield "forward+backward", "compiled", partial(both, formula, x, e)
+
+
+def operands(device: Device, dtype: str, numel: int) -> Operands:
+    normal = partial(torch.randn, numel, device=device.name, dtype=getattr(torch, dtype))
+    x = normal()
+    epsilons = torch.full((CHANNELS,), 0.01, device=device.name)
+    return Operands(x, normal(), torch.empty_like(x), epsilons[:1], epsilons)
+
+
+def measure_kernels(device: Device, deadline: float) -> tuple[list[Timing], list[str]]:
+    """Also what was left out, and why."""
+    timings, left_out = [], []
+    sizes = (2**12, 2**14) if device.dry_run else SIZES
+    for numel in sizes:
+        for dtype in DTYPES:
+            if time.monotonic() > deadline:
+                left_out.append(f"{dtype}, {numel} elements: no time")
+                continue
+            nbytes = 3 * numel * getattr(torch, dtype).itemsize
+            sets = max(1, min(64, device.cold_bytes // nbytes + 1))
+            rotating = [operands(device, dtype, numel) for _ in range(sets)]
+            compiled = numel in COMPILED_SIZES
+            by_set = [cases(o, compiled) for o in rotating]
+            for same in zip(*by_set, strict=True):
+                operation, name, call = same[0]
+                calls = [case[2] for case in same]
+                try:
+                    rounds = 3 if device.dry_run else 30
+                    seconds = device.time(calls, rounds)
+                    eager = device.time_eager(call) if numel <= 2**16 else None
+                    peak = device.peak_bytes(call)
+                except RuntimeError as error:  # a rival that cannot be captured, or lacks memory
+                    left_out.append(f"{operation}, {dtype}, {numel}, {name}: {error}")
+                    continue
+                spread = (max(seconds) - min(seconds)) / median(seconds)
+                timings.append(
+                    Timing(
+                        operation, dtype, numel, name, median(seconds), spread, rounds, eager, peak
+                    )
+                )
+            del rotating, by_set
+            if not device.dry_run:
+                torch.cuda.empty_cache()
+    return sorted(timings, key=lambda t: (t.dtype, t.numel)), left_out
+
+
+@dataclass(frozen=True)
+class Step:
+    """Training steps of one model: seconds of each of the alternating runs, by activation."""
+
+    model: str
+    mode: str
+    seconds: dict[str, list[float]]
+
+
+def measure_models(device: Device, deadline: float) -> tuple[list[Step], list[str]]:
+    steps, left_out = [], []
+    runs, each = (2, 1) if device.dry_run else (20, 5)
+    for model in MODELS:
+        for mode in ("eager",) if device.dry_run else ("eager", "compiled"):
+            if time.monotonic() > deadline:
+                left_out.append(f"{model}, {mode}: no time")
+                continue
+            torch.compiler.reset()
+            by_name = {
+                name: training_step(model, activation, device.name, mode == "compiled")
+                for name, activation in ACTIVATIONS.items()
+            }
+            for step in by_name.values():
+                for _ in range(3):
+                    step()
+            seconds: dict[str, list[float]] = {name: [] for name in by_name}
+            for _ in range(runs):
+                for name, step in by_name.items():
+                    device.synchronize()
+                    begin = time.perf_counter()
+                    for _ in range(each):
+                        step()
+                    device.synchronize()
+                    seconds[name].append((time.perf_counter() - begin) / each)
+            steps.append(Step(model, mode, seconds))
+    return steps, left_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--dry-run", action="store_true")
+    arguments = parser.parse_args()
+    device, begin = Device(arguments.dry_run), time.monotonic()
+    steps, no_steps = measure_models(device, begin + 0.5 * arguments.seconds)
+    timings, no_timings = measure_kernels(device, begin + arguments.seconds)
+    figures = {
+        "streams": STREAMS,
+        "timings": [asdict(timing) for timing in timings],
+        "steps": [asdict(step) for step in steps],
+        "left out": no_steps + no_timings,
+    }
+    arguments.file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

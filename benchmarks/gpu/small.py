@@ -1,0 +1,35 @@
+"""Small calls of every kernel, for compute-sanitizer; ``large``: the main ones once, for ncu."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import crrelu_ext
+
+SHAPES = [((4097,), 0), ((200_003,), 0), ((33, 77), 1), ((3, 5, 1031), 1), ((300, 64), 1)]
+
+
+def call(shape: tuple[int, ...], channels: int, channel_dim: int, dtype: torch.dtype) -> None:
+    input = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+    epsilon = torch.full((channels,), 0.01, device="cuda", requires_grad=True)
+    output = crrelu_ext.crrelu(input, epsilon, channel_dim=channel_dim)
+    torch.autograd.grad(output, (input, epsilon), torch.ones_like(output))
+    misaligned = torch.randn(output.numel() + 1, device="cuda", dtype=dtype)[1:].view(shape)
+    crrelu_ext.crrelu_(misaligned, epsilon.detach(), channel_dim=channel_dim)
+    arguments = (input.detach(), output.detach(), epsilon.detach(), channel_dim)
+    torch.ops.crrelu_ext.crrelu_glu(*arguments)
+    torch.ops.crrelu_ext.crrelu_glu_backward(misaligned, *arguments, [True, True, True])
+
+
+if sys.argv[1:] == ["large"]:
+    for dtype in (torch.float32, torch.bfloat16):
+        call((2**26,), 1, 0, dtype)
+else:
+    for dtype in crrelu_ext.reference.DTYPES:
+        for shape, channel_dim in SHAPES:
+            call(shape, 1, channel_dim, dtype)
+            if len(shape) > 1:
+                call(shape, shape[channel_dim], channel_dim, dtype)
+torch.cuda.synchronize()

@@ -1,0 +1,54 @@
+// The interface between the operators (crrelu_cuda.cpp) and the kernels: raw pointers on a device,
+// no torch. Launches are asynchronous; the caller chooses the device and looks for launch errors.
+#pragma once
+
+#include "../cpu/kernels.h"
+#include "../layout.h"
+
+struct CUstream_st;  // what a cudaStream_t points to
+
+namespace crrelu::cuda {
+
+/// The inputs that an activation may have, at the most.
+inline constexpr int kMostInputs = 2;
+
+/// Where to run: epsilon's gradient has the same bits for the same shape, alignments modulo 16 and
+/// number of multiprocessors.
+struct Machine {
+  int multiprocessors;
+  CUstream_st* stream;
+};
+
+/// What both passes read. Tensors have no gaps, lie alike and are aligned to their elements; there
+/// is at least one element. epsilon holds layout.channels values, of float or of the stored type;
+/// or it is a prepared table.
+struct Operands {
+  const void* inputs[kMostInputs];
+  const void* epsilon;
+  bool epsilon_is_float;
+  Layout layout;
+};
+
+struct Kernels {
+  /// output[i] = f(inputs[0][i], ...); output may be an input.
+  void (*forward)(const Machine& machine, const Operands& operands, void* output);
+
+  /// grad_inputs[k][i] = grad_output[i] df/dinputs[k], and grad_epsilon[c], of epsilon's type, the
+  /// sum of grad_output[i] df/depsilon over the elements of channel c. What is null is not wanted;
+  /// something must be. `slots` has room for so many as slots() says.
+  void (*backward)(const Machine& machine, const Operands& operands, const void* grad_output,
+                   void* const* grad_inputs, void* grad_epsilon, double* slots);
+
+  /// Partial sums that the gradient of epsilon is made of; 0 where one block does without.
+  int64_t (*slots)(const Layout& layout, int multiprocessors);
+};
+
+const Kernels& kernels(Activation activation, Storage storage);
+
+/// Makes of a table, (3, knots) places, values and slopes, of float or double, what the tabulated
+/// activation's kernels take for this stored type: TableHeader and 4 · (knots - 1) numbers of its
+/// arithmetic type, on a multiple of 16 bytes.
+void prepare_table(const Machine& machine, const void* table, bool table_is_double, int32_t knots,
+                   Storage storage, void* prepared);
+
+}  // namespace crrelu::cuda

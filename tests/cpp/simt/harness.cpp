@@ -1,0 +1,59 @@
+#include "harness.h"
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/kernels.h"
+
+namespace {
+
+using crrelu::Activation;
+using crrelu::Storage;
+
+constexpr int kSizes[crrelu::kStorages] = {4, 8, 2, 2};
+
+int64_t numel(const Call& call) { return call.sizes[0] * call.sizes[1] * call.sizes[2]; }
+int64_t bytes(const Call& call) { return numel(call) * kSizes[call.storage]; }
+int64_t epsilon_bytes(const Call& call) {
+  return call.sizes[1] * (call.epsilon_is_float ? 4 : kSizes[call.storage]);
+}
+
+crrelu::cuda::Operands operands(const Call& call) {
+  for (const void* input : call.inputs) simt::allow(input, bytes(call), false);
+  simt::allow(call.epsilon, epsilon_bytes(call), false);
+  return {{call.inputs[0], call.inputs[1]},
+          call.epsilon,
+          call.epsilon_is_float != 0,
+          {call.sizes[0], call.sizes[1], call.sizes[2]}};
+}
+
+const crrelu::cuda::Kernels& kernels(const Call& call) {
+  return crrelu::cuda::kernels(static_cast<Activation>(call.activation),
+                               static_cast<Storage>(call.storage));
+}
+
+}  // namespace
+
+const char* simt_forward(const Settings* settings, const Call* call, void* output, Counts* counts) {
+  simt::begin(*settings);
+  simt::allow(output, bytes(*call), true);
+  kernels(*call).forward({settings->multiprocessors, nullptr}, operands(*call), output);
+  return simt::end(counts);
+}
+
+const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
+                          void* const* grad_inputs, void* grad_epsilon, Counts* counts) {
+  simt::begin(*settings);
+  simt::allow(grad_output, bytes(*call), false);
+  simt::allow(grad_inputs[0], bytes(*call), true);
+  simt::allow(grad_inputs[1], bytes(*call), true);
+  simt::allow(grad_epsilon, epsilon_bytes(*call), true);
+  const auto ops = operands(*call);
+  // NaN: a slot that is read before it is written shows.
+  std::vector<double> slots(kernels(*call).slots(ops.layout, settings->multiprocessors), NAN);
+  simt::allow(slots.data(), static_cast<int64_t>(slots.size() * sizeof(double)), true);
+  kernels(*call).backward({settings->multiprocessors, nullptr}, ops, grad_output, grad_inputs,
+                          grad_epsilon, slots.empty() ? nullptr : slots.data());
+  return simt::end(counts);
+}

@@ -1,0 +1,44 @@
+// How a test drives the machine of simt.h; a C interface, for Python's ctypes.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+struct Settings {
+  uint64_t seed;
+  /// exp2_approx misses the correctly rounded result by so many ulp at the most.
+  int32_t exp2_error;
+  int32_t multiprocessors;
+  /// Of a larger grid so many blocks are run, the first and the last among them.
+  uint32_t most_blocks;
+};
+
+struct Counts {
+  int64_t loaded, stored;  // bytes
+  int64_t launches, blocks;
+};
+
+/// The tensors as csrc/cuda/kernels.h wants them; `sizes` is outer, channels, inner.
+struct Call {
+  int32_t activation, storage;
+  const void* inputs[2];
+  const void* epsilon;
+  int32_t epsilon_is_float;
+  int64_t sizes[3];
+};
+
+/// What went wrong, or null.
+const char* simt_forward(const Settings* settings, const Call* call, void* output, Counts* counts);
+const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
+                          void* const* grad_inputs, void* grad_epsilon, Counts* counts);
+}
+
+namespace simt {
+
+void begin(const Settings& settings);
+/// The kernels may read here, and write if so.
+void allow(const void* p, int64_t size, bool writable);
+const char* end(Counts* counts);
+
+}  // namespace simt

@@ -1,0 +1,154 @@
+"""The machine code of the CUDA kernels, held to a budget. Needs nvcc and a disassembler, no GPU."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from .simt import ROOT
+
+ARCHITECTURES = ("80", "90", "100")
+
+
+class Budget(NamedTuple):
+    """Of one kernel: what launch bounds promise, and what an element may cost."""
+
+    registers: int
+    loads: int
+    """Of 16 bytes, issued in the main loop before anything waits for one of them."""
+    exp2: int
+    """MUFU.EX2 for each element, on either of the formula's two paths."""
+
+
+# Runs: 3 blocks of 256 threads to a multiprocessor; rows, and tables: 2.
+RUNS, ROWS = 80, 128
+BUDGETS = {
+    ("forward_runs", "float"): Budget(RUNS, 4, 0),
+    ("forward_runs", "double"): Budget(RUNS, 4, 0),
+    ("forward_runs", "BFloat16"): Budget(RUNS, 4, 1),
+    ("forward_runs", "Half"): Budget(RUNS, 4, 1),
+    ("backward_runs", "float"): Budget(RUNS, 4, 0),
+    ("backward_runs", "double"): Budget(RUNS, 4, 0),
+    ("backward_runs", "BFloat16"): Budget(RUNS, 4, 1),
+    ("backward_runs", "Half"): Budget(RUNS, 4, 1),
+    ("forward_rows", "float"): Budget(ROWS, 4, 0),
+    ("forward_rows", "double"): Budget(ROWS, 4, 0),
+    ("forward_rows", "BFloat16"): Budget(ROWS, 4, 1),
+    ("forward_rows", "Half"): Budget(ROWS, 4, 1),
+    ("backward_rows", "float"): Budget(ROWS, 4, 0),
+    ("backward_rows", "double"): Budget(ROWS, 4, 0),
+    ("backward_rows", "BFloat16"): Budget(ROWS, 4, 1),
+    ("backward_rows", "Half"): Budget(ROWS, 4, 1),
+}
+LANES = {"float": 4, "double": 2, "BFloat16": 8, "Half": 8}
+ACTIVATIONS = {"CRReLU": 1, "CRReLUGated": 2}
+"""And their inputs."""
+
+
+class Kernel(NamedTuple):
+    instructions: list[str]
+    registers: int
+    stack: int
+
+    def count(self, pattern: str) -> int:
+        return sum(re.search(pattern, text) is not None for text in self.instructions)
+
+    def loads_in_flight(self) -> int:
+        """The most loads of 16 bytes that are issued before an instruction uses what one brings."""
+        longest, waiting = 0, set[int]()
+        for text in self.instructions:
+            used = {int(number) for number in re.findall(r"\bR(\d+)", text)}
+            load = re.search(r"\bLDG\.E\.128\S* R(\d+)", text)
+            if used & waiting or re.match(r"(BRA|EXIT)\b", text):
+                waiting = set()
+            if load:
+                waiting |= set(range(int(load[1]), int(load[1]) + 4))
+            longest = max(longest, len(waiting) // 4)
+        return longest
+
+
+def find_tool(name: str) -> str | None:
+    """On PATH, or where pip's packages of the CUDA toolkit put it."""
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia").glob(f"*/bin/{name}")
+    return shutil.which(name) or next(map(str, wheels), None)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Kernel]:
+    """By name, with its template arguments."""
+    nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
+    if nvcc is None or cuobjdump is None:
+        missing = "nvcc" if nvcc is None else "cuobjdump (pip install nvidia-cuda-cuobjdump)"
+        pytest.skip(f"{missing} is not here")
+    return disassemble(nvcc, cuobjdump, request.param, tmp_path_factory.mktemp("sass"))
+
+
+def disassemble(nvcc: str, cuobjdump: str, architecture: str, folder: Path) -> dict[str, Kernel]:
+    cubin = folder / f"sm_{architecture}.cubin"
+    source = ROOT / "csrc/cuda/kernels.cu"
+    # The flags of setup.py.
+    flags = ["-O3", "-fmad=false", "-std=c++17", f"-arch=sm_{architecture}", "-cubin"]
+    subprocess.run([nvcc, *flags, "-o", cubin, source], check=True)
+    run = functools.partial(subprocess.check_output, text=True)
+    usage = run([cuobjdump, "-res-usage", cubin], stderr=subprocess.STDOUT)
+    resources = dict(re.findall(r"Function (\S+?):\s+(.*)", usage))
+    found = {}
+    for part in re.split(r"\n\s*Function : ", run([cuobjdump, "-sass", cubin]))[1:]:
+        symbol = part.split("\n", 1)[0].strip()
+        used = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", resources[symbol])}
+        instructions = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(.*?);", part)
+        found[readable(symbol)] = Kernel(instructions, used["REG"], used["STACK"])
+    return found
+
+
+def readable(symbol: str) -> str:
+    """ "forward_runs CRReLU float" of the mangled name."""
+    found = re.search(
+        r"\d((?:forward|backward)_(?:runs|rows)|fold|prepare_table)I"
+        r"(?:NS\w*?\d(CRReLU|CRReLUGated|Tabulated)E)?(?:NS_\d(BFloat16|Half)E|([fd]+))E",
+        symbol,
+    )
+    assert found is not None, symbol
+    name, activation, stored, plain = found.groups()
+    types = [stored] if stored else [{"f": "float", "d": "double"}[letter] for letter in plain]
+    return " ".join(filter(None, [name, activation, *types]))
+
+
+def test_each_kernel_has_a_budget(kernels: dict[str, Kernel]) -> None:
+    budgets = {f"{n} {activation} {stored}" for n, stored in BUDGETS for activation in ACTIVATIONS}
+    others = {name for name in kernels if name.split()[0] in ("fold", "prepare_table")}
+    tabulated = {name for name in kernels if " Tabulated " in name}
+    assert set(kernels) == budgets | others | tabulated
+    # A table's loads are by element: of it no more is promised than what launch bounds promise.
+    assert all(kernels[name].registers <= ROWS for name in tabulated)
+
+
+def test_nothing_goes_to_local_memory(kernels: dict[str, Kernel]) -> None:
+    for name, kernel in kernels.items():
+        assert kernel.stack == 0, name
+        assert kernel.count(r"\b(LDL|STL)\b") == 0, name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("name", "stored"), BUDGETS)
+def test_budget(kernels: dict[str, Kernel], name: str, stored: str, activation: str) -> None:
+    budget, kernel = BUDGETS[name, stored], kernels[f"{name} {activation} {stored}"]
+    streams = ACTIVATIONS[activation] + name.startswith("backward")
+    packs = max(1, budget.loads // streams)
+    written = ACTIVATIONS[activation] if name.startswith("backward") else 1
+    assert kernel.registers <= budget.registers
+    assert kernel.loads_in_flight() >= packs * streams
+
+    # Each pack of the main loop and the one of the ragged loop; the formula has two paths.
+    bodies = packs + 1
+    assert kernel.count(r"\bSTG\.E\.128") == bodies * written
+    assert kernel.count(r"\bMUFU\.EX2") == 2 * bodies * LANES[stored] * budget.exp2
