@@ -38,11 +38,12 @@ def test_grad_and_hessian(
     def total(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *tensors: (f(*tensors) ** 2).sum()
 
-    transforms: tuple[Callable[..., Any], ...] = (grad, hessian)
+    transforms: list[Any] = [grad, hessian]
     for transform in transforms:
         ours, theirs = (transform(total(f), argnums=every)(*tensors) for f in (function, composed))
         assert_close(ours, theirs)
-    for a, b in itertools.product((jacfwd, jacrev), repeat=2):
+    pairs: list[Any] = list(itertools.product((jacfwd, jacrev), repeat=2))
+    for a, b in pairs:
         ours, theirs = (
             a(b(total(f), argnums=every), argnums=every)(*tensors) for f in (function, composed)
         )
