@@ -5,6 +5,8 @@ TORCH ?= 2.13.0
 VENV ?= .venv
 
 PY := $(VENV)/bin/python
+# Whole files to each process: what a file's tests share is made once.
+PARALLEL = -n $(JOBS) --dist loadfile
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 # Of a build in this tree there is one, so one stamp: which environment and which torch it is for.
 BUILT := build/.built-$(notdir $(VENV))-$(TORCH)
@@ -59,7 +61,7 @@ $(BUILT): $(VENV)/.torch-$(TORCH) $(BUILD_FILES)
 	touch $@
 
 test: $(BUILT)
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 # An unpacked sdist in an environment of its own, as matrix does it. Needs nvcc, and no GPU.
 cuda-check:
@@ -67,13 +69,14 @@ cuda-check:
 	mkdir -p $(CUDA)/source
 	$(PYTHON) -m venv $(CUDA)/venv
 	$(CUDA)/venv/bin/python -m pip install build $(CUDA_TORCH) setuptools ninja hypothesis mpmath \
-		numpy pytest scipy timm transformers nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+		numpy pytest pytest-xdist scipy timm transformers \
+		nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(CUDA)/venv/bin/python -m build --sdist --outdir $(CUDA)
 	tar -xzf $(CUDA)/crrelu_ext-*.tar.gz -C $(CUDA)/source --strip-components=1
 	cd $(CUDA)/source && PATH="$(abspath $(CUDA))/venv/bin:$$PATH" \
 		FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0;10.0+PTX' \
 		python -m pip install --no-build-isolation --no-deps -e .
-	cd $(CUDA)/source && ../venv/bin/python -m pytest $(CUDA_TESTS)
+	cd $(CUDA)/source && ../venv/bin/python -m pytest $(PARALLEL) $(CUDA_TESTS)
 	cd $(CUDA)/source && ../venv/bin/python benchmarks/gpu/run.py --dry-run ../gpu
 
 # An unpacked sdist too; torchvision exists for a torch that is not the one in .venv.
@@ -86,7 +89,7 @@ recipes-check:
 	tar -xzf $(RECIPES)/crrelu_ext-*.tar.gz -C $(RECIPES)/source --strip-components=1
 	cd $(RECIPES)/source && PATH="$(abspath $(RECIPES))/venv/bin:$$PATH" FORCE_CUDA=0 \
 		python -m pip install --no-build-isolation -e '.[recipes,test]' torch==$(RECIPES_TORCH)
-	cd $(RECIPES)/source && ../venv/bin/python -m pytest tests/training
+	cd $(RECIPES)/source && ../venv/bin/python -m pytest $(PARALLEL) tests/training
 
 gpu:
 	$(PYTHON) benchmarks/gpu/run.py '$(OUT)'
