@@ -57,7 +57,15 @@ class Call(ctypes.Structure):
         ("epsilon", ctypes.c_void_p),
         ("epsilon_is_float", ctypes.c_int32),
         ("sizes", ctypes.c_int64 * 3),
+        ("intervals", ctypes.c_int64),
     )
+
+
+class Table(NamedTuple):
+    """In epsilon's place: the function of one input is tabulated."""
+
+    numbers: Tensor
+    intervals: int
 
 
 class MachineError(Exception):
@@ -103,11 +111,12 @@ class Machine:
         self._library = ctypes.CDLL(str(library))
         self._library.simt_forward.restype = ctypes.c_char_p
         self._library.simt_backward.restype = ctypes.c_char_p
+        self._library.simt_prepare_table.restype = ctypes.c_char_p
         self.settings = Settings(seed, exp2_error, multiprocessors, most_blocks)
         self.counts = Counts()
 
     def forward(
-        self, inputs: Sequence[Tensor], epsilon: Tensor, layout: Layout, output: Tensor
+        self, inputs: Sequence[Tensor], epsilon: Tensor | Table, layout: Layout, output: Tensor
     ) -> Tensor:
         """f of one input, or f(gate) · up of two, into ``output``, which is returned."""
         self._check(
@@ -120,11 +129,30 @@ class Machine:
         )
         return output
 
+    def prepare_table(self, table: Tensor, dtype: torch.dtype) -> Table:
+        """A table, (3, knots), as the kernels take it for inputs of this dtype."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        intervals = table.shape[1] - 1
+        numbers = torch.full((4 + 4 * intervals,), torch.nan, dtype=wide)
+        self._check(
+            self._library.simt_prepare_table(
+                ctypes.byref(self.settings),
+                ctypes.c_void_p(address(table)),
+                table.dtype == torch.float64,
+                table.shape[1],
+                STORAGES.index(dtype),
+                ctypes.c_void_p(address(numbers)),
+                ctypes.c_int64(numbers.nbytes),
+                ctypes.byref(self.counts),
+            )
+        )
+        return Table(numbers, intervals)
+
     def backward(
         self,
         grad_output: Tensor,
         inputs: Sequence[Tensor],
-        epsilon: Tensor,
+        epsilon: Tensor | Table,
         layout: Layout,
         grad_inputs: Sequence[Tensor | None],
         grad_epsilon: Tensor | None,
@@ -142,16 +170,21 @@ class Machine:
             )
         )
 
-    def _call(self, inputs: Sequence[Tensor], epsilon: Tensor, layout: Layout) -> Call:
+    def _call(self, inputs: Sequence[Tensor], epsilon: Tensor | Table, layout: Layout) -> Call:
         assert all(tensor.numel() == layout.numel for tensor in inputs)
-        assert epsilon.numel() == layout.channels
+        if isinstance(epsilon, Table):
+            activation, (numbers, intervals) = 2, epsilon
+        else:
+            activation, numbers, intervals = len(inputs) - 1, epsilon, 0
+            assert epsilon.numel() == layout.channels
         return Call(
-            len(inputs) - 1,
+            activation,
             STORAGES.index(inputs[0].dtype),
             (ctypes.c_void_p * 2)(*map(address, inputs)),
-            address(epsilon),
-            epsilon.dtype == torch.float32,
+            address(numbers),
+            numbers.dtype == torch.float32,
             (ctypes.c_int64 * 3)(*layout),
+            intervals,
         )
 
     def _check(self, problem: bytes | None) -> None:

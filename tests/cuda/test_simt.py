@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from crrelu_ext import reference
+
 from ..oracle import Array, Formula, Terms, error_in_ulps, exact_numbers, steps_from_rounded
 from ..tolerances import NEIGHBOUR, assert_sums
 from . import simt
@@ -387,6 +389,41 @@ def test_more_than_2_to_the_31_elements(library: Path, layout: Layout) -> None:
     grad_epsilon = torch.full_like(epsilon, torch.nan)
     machine.backward(x.tensor, [x.tensor], epsilon, layout, [y.tensor, None], grad_epsilon)
     assert_right(2 * (1 - 0.5 * 3 * gaussian))
+
+
+@pytest.mark.parametrize("knots", [2, 33, 257])
+@pytest.mark.parametrize("table_dtype", [torch.float32, torch.float64], ids=str)
+def test_tables(library: Path, dtype: torch.dtype, table_dtype: torch.dtype, knots: int) -> None:
+    """Beside the composed formula in float64: inside, beyond both ends, at infinity, NaN."""
+    places = torch.linspace(-3, 4, knots, dtype=table_dtype)
+    table = torch.stack([places, torch.sin(places), torch.cos(places)])
+    machine = Machine(library)
+    prepared = machine.prepare_table(table, dtype)
+    assert machine.counts.launches == 1
+    for numel, offset in ((1, 0), (4099, 0), (4099, 1), (70_001, 3)):
+        x, grad_output = normal(numel, dtype, 0), normal(numel, dtype, 1)
+        x[:1] = torch.nan
+        layout = Layout(1, 1, numel)
+        output = machine.forward([x], prepared, layout, placed(torch.zeros_like(x), offset))
+        grad = placed(torch.zeros_like(x), offset)
+        machine.backward(grad_output, [x], prepared, layout, [grad, None], None)
+        wide = x.double().requires_grad_()
+        exact = reference.tabulated(wide, table.double())
+        (slope,) = torch.autograd.grad(exact.sum(), wide)
+        stored = torch.finfo(dtype).eps
+        arithmetic = 40 * (2**-52 if dtype == torch.float64 else 2**-23)
+        expected = (slope * grad_output.double()).where(~wide.isnan(), torch.nan)
+        for actual, right, rounding in (
+            (output, exact.detach(), arithmetic),
+            (grad, expected, arithmetic * knots),  # values are differentiated
+        ):
+            torch.testing.assert_close(
+                actual.double(), right, rtol=stored, atol=rounding, equal_nan=True
+            )
+    limits = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    output = machine.forward([limits], prepared, Layout(1, 1, 3), torch.zeros_like(limits))
+    expected = reference.tabulated(limits.double(), table.double())
+    torch.testing.assert_close(output.double(), expected, equal_nan=True)
 
 
 # The machine itself: it must see what it is there to see.

@@ -15,7 +15,10 @@ constexpr int kSizes[crrelu::kStorages] = {4, 8, 2, 2};
 
 int64_t numel(const Call& call) { return call.sizes[0] * call.sizes[1] * call.sizes[2]; }
 int64_t bytes(const Call& call) { return numel(call) * kSizes[call.storage]; }
+/// Of epsilons, or of a prepared table.
 int64_t epsilon_bytes(const Call& call) {
+  if (call.intervals > 0)
+    return (crrelu::kTableHeader + 4 * call.intervals) * (kSizes[call.storage] == 8 ? 8 : 4);
   return call.sizes[1] * (call.epsilon_is_float ? 4 : kSizes[call.storage]);
 }
 
@@ -39,6 +42,17 @@ const char* simt_forward(const Settings* settings, const Call* call, void* outpu
   simt::begin(*settings);
   simt::allow(output, bytes(*call), true);
   kernels(*call).forward({settings->multiprocessors, nullptr}, operands(*call), output);
+  return simt::end(counts);
+}
+
+const char* simt_prepare_table(const Settings* settings, const void* table, int32_t is_double,
+                               int32_t knots, int32_t storage, void* prepared, int64_t size,
+                               Counts* counts) {
+  simt::begin(*settings);
+  simt::allow(table, 3 * knots * (is_double ? 8 : 4), false);
+  simt::allow(prepared, size, true);
+  crrelu::cuda::prepare_table({settings->multiprocessors, nullptr}, table, is_double != 0, knots,
+                              static_cast<Storage>(storage), prepared);
   return simt::end(counts);
 }
 

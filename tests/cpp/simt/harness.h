@@ -26,10 +26,14 @@ struct Call {
   const void* epsilon;
   int32_t epsilon_is_float;
   int64_t sizes[3];
+  int64_t intervals;  // of the table in epsilon's place, or 0
 };
 
 /// What went wrong, or null.
 const char* simt_forward(const Settings* settings, const Call* call, void* output, Counts* counts);
+const char* simt_prepare_table(const Settings* settings, const void* table, int32_t is_double,
+                               int32_t knots, int32_t storage, void* prepared, int64_t size,
+                               Counts* counts);
 const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
                           void* const* grad_inputs, void* grad_epsilon, Counts* counts);
 }
