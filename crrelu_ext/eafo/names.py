@@ -37,10 +37,12 @@ def crrelu(x: Tensor) -> Tensor:
     return reference.crrelu(x, x.new_tensor([0.01]))
 
 
-def logistic(location: Tensor, scale: Tensor) -> Distribution:
+def logistic(
+    location: Tensor, scale: Tensor, validate_args: bool | None = None
+) -> TransformedDistribution:
     """The logistic density, which torch.distributions does not have."""
     transforms = [SigmoidTransform().inv, AffineTransform(location, scale)]
-    return TransformedDistribution(Uniform(0.0, 1.0), transforms)
+    return TransformedDistribution(Uniform(0.0, 1.0), transforms, validate_args)
 
 
 ACTIVATIONS: dict[str, Function] = {
@@ -103,8 +105,10 @@ def parse_density(text: str) -> Distribution:
         numbers = [[float(number) for number in match["numbers"].split(",")] for match in matches]
         weights = torch.tensor([float(match["weight"] or 1) for match in matches]).double()
         columns = torch.tensor(numbers, dtype=torch.float64).T
+        # torch.compile turns the checks of torch.distributions off, for the whole process.
         if len(matches) == 1:
-            return make(*columns[:, 0])
-        return MixtureSameFamily(Categorical(weights), make(*columns))
+            return make(*columns[:, 0], validate_args=True)
+        components = make(*columns, validate_args=True)
+        return MixtureSameFamily(Categorical(weights, validate_args=True), components)
     except (TypeError, ValueError) as error:
         raise ValueError(f"density is {text!r}, whose parameters do not fit: {error}") from None

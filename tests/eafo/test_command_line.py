@@ -104,7 +104,9 @@ def test_from_model_command(
     assert main([*command_line, str(tmp_path / "missing.pt")]) == 1
 
 
-def test_names() -> None:
+@pytest.mark.parametrize("checks", [True, False])
+def test_names(monkeypatch: pytest.MonkeyPatch, checks: bool) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checks)
     x = torch.tensor(1.3, dtype=torch.float64)
     mixture = parse_density("0.25 * normal(-2, 0.5) + 0.75*normal(1,1e0)")
     exact = sum(
