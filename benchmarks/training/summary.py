@@ -164,6 +164,7 @@ def _difference(
         return None
     differences = [judged_by.last(own[seed]) - judged_by.last(reference[seed]) for seed in seeds]
     spread = Spread.of(differences)
-    # Where all differences are equal the test would be sure of anything.
-    p = float(stats.ttest_1samp(differences, 0).pvalue) if spread.deviation else None
+    # Where all differences are equal, but for rounding, the test would be sure of anything.
+    differ = (spread.deviation or 0.0) > 1e-9 * abs(spread.mean)
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if differ else None
     return Difference(spread, len(seeds), p)
