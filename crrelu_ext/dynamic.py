@@ -36,7 +36,8 @@ class DynamicActivation(DerivedActivation):
     In training mode each forward pass counts some elements of its input in a histogram, in bins of
     a sixteenth of a scale; elements that are not finite are counted apart. Nothing is counted while
     gradients are computed, so that checkpointed layers, which are evaluated again then, count each
-    element once. In eval mode nothing is measured. Without a scheduler the function stays as it is.
+    element once; nor in eval mode, nor without the native kernels. Without a scheduler the function
+    stays as it is.
 
     Args:
         activation: where to start: increasing and differentiable, on float64 tensors. None takes

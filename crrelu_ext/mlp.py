@@ -78,10 +78,9 @@ class _ActivateAndProject(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        hidden, epsilon, weight, bias = inputs
+        hidden, epsilon, weight, _ = inputs
         ctx.save_for_backward(hidden, epsilon, weight)
         ctx.save_for_forward(hidden, epsilon, weight)
-        ctx.has_bias = bias is not None
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

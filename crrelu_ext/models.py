@@ -63,28 +63,21 @@ def replace_activation(
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """A model's trainable parameters as an optimizer takes them, epsilons without weight decay.
 
-    Decay would pull an epsilon to 0, where CRReLU is ReLU. Biases and norms, which have one
-    dimension or none, are left out of it too, as is usual.
+    Decay would pull an epsilon to 0, where CRReLU is ReLU. All parameters of one dimension or none
+    are left out of it: epsilons, and, as is usual, biases and norms.
 
     Args:
-        model: CRReLU modules, at any depth, are looked for.
+        model: whose parameters.
         weight_decay: of all other parameters.
 
     Returns:
         Two groups, ``{"params": ..., "weight_decay": ...}``; every parameter is in one of them.
     """
-    epsilons = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, CRReLU)
-        for parameter in module.parameters()
-    }
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            spare = parameter.dim() <= 1 or id(parameter) in epsilons
-            (spared if spare else decayed).append(parameter)
+            (spared if parameter.dim() <= 1 else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from crrelu_ext._ops import native, problem
 from crrelu_ext.derived import monotone_slopes
 from crrelu_ext.dynamic import DynamicActivation
 
@@ -61,8 +62,8 @@ class ActivationScheduler:
         history: by layer name, its updates in order.
 
     Raises:
-        ValueError: no such layers, or a number out of range. ImportError: no scipy
-        (``pip install crrelu-ext[eafo]``).
+        ValueError: no such layers, or a number out of range. RuntimeError: no native kernels, which
+        do the measuring. ImportError: no scipy (``pip install crrelu-ext[eafo]``).
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class ActivationScheduler:
     ) -> None:
         from crrelu_ext.eafo.streaming import Streams
 
+        if not native:
+            raise RuntimeError(f"only the native kernels measure an activation's input. {problem}")
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
             if value < least:
                 raise ValueError(f"{name} is {value}; allowed are {least} and more")

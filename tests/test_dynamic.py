@@ -396,6 +396,12 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
         DynamicActivation(samples=0)
 
 
+def test_without_native_kernels_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crrelu_ext.scheduler.native", False)
+    with pytest.raises(RuntimeError, match="only the native kernels measure"):
+        ActivationScheduler(DynamicActivation())
+
+
 def test_a_state_of_other_layers_is_refused() -> None:
     _, scheduler, _ = start()
     other = ActivationScheduler(DynamicActivation())
