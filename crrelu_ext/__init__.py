@@ -3,8 +3,8 @@
 from crrelu_ext import reference
 from crrelu_ext._ops import __version__, build_info
 from crrelu_ext.derived import DerivedActivation
-from crrelu_ext.dynamic import DynamicActivation
-from crrelu_ext.functional import crrelu, crrelu_, crrelu_glu
+from crrelu_ext.dynamic import DynamicActivation, DynamicCRReLU
+from crrelu_ext.functional import crrelu, crrelu_, crrelu_at, crrelu_glu
 from crrelu_ext.history import plot_history
 from crrelu_ext.mlp import CRReLUMLP
 from crrelu_ext.models import parameter_groups, register, replace_activation
@@ -17,10 +17,12 @@ __all__ = [
     "CRReLUMLP",
     "DerivedActivation",
     "DynamicActivation",
+    "DynamicCRReLU",
     "__version__",
     "build_info",
     "crrelu",
     "crrelu_",
+    "crrelu_at",
     "crrelu_glu",
     "parameter_groups",
     "plot_history",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +20,15 @@ def on_values(
     name: str,
     inputs: tuple[Tensor, ...],
     parameter: Tensor,
-    channel_dim: int | None = None,
+    *others: Any,
 ) -> Tensor:
     """``function`` of the values, as a nested tensor with the ragged shape of the first input.
 
     Args:
-        function: takes the values, the parameter and, if there is one, the channel_dim.
+        function: takes the values, the parameter and what there is beside it.
         name: the operator's, for errors.
-        parameter: epsilon, or a table, which has no channel_dim.
+        parameter: epsilon, or a table.
+        others: with epsilon, the last is channel_dim.
 
     Raises:
         ValueError: an input is not nested, or of another ragged shape; epsilon's values lie along
@@ -40,15 +42,15 @@ def on_values(
                 "them nested; allowed are nested tensors of one ragged shape"
             )
     ragged = first._ragged_idx
-    if channel_dim is not None and parameter.numel() != 1:
+    if others and parameter.numel() != 1:
+        channel_dim = others[-1]
         if not ragged < channel_dim % first.dim():
             raise ValueError(
                 f"{name}: channel_dim is {channel_dim}; with a nested tensor of {first.dim()} "
                 f"dimensions, allowed are those behind the ragged one, {ragged}"
             )
-        channel_dim = channel_dim % first.dim() - 1  # values have no batch dimension
-    others = (parameter,) if channel_dim is None else (parameter, channel_dim)
-    values = function(*(x.values() for x in inputs), *others)
+        others = (*others[:-1], channel_dim % first.dim() - 1)  # values have no batch dimension
+    values = function(*(x.values() for x in inputs), parameter, *others)
     return torch.nested.nested_tensor_from_jagged(
         values, first.offsets(), first.lengths(), jagged_dim=ragged
     )

@@ -21,6 +21,8 @@ def register() -> None:
     ops = torch.ops.crrelu_ext
     register_sharding(ops.crrelu.default)(_forward)
     register_sharding(ops.crrelu_backward.default)(_backward)
+    register_sharding(ops.crrelu_at.default)(_at_forward)
+    register_sharding(ops.crrelu_at_backward.default)(_at_backward)
     register_sharding(ops.crrelu_glu.default)(_glu_forward)
     register_sharding(ops.crrelu_glu_backward.default)(_glu_backward)
     register_sharding(ops.tabulated.default)(_tabulated)
@@ -62,6 +64,28 @@ def _backward(
     for shard, of_epsilon, of_gradient in _shards(input, epsilon, channel_dim):
         rules.append(([shard, of_gradient], [shard, shard, of_epsilon, None, None]))
     return [(_masked(outputs, output_mask), arguments) for outputs, arguments in rules]
+
+
+def _of_place(of_epsilon: Any) -> Any:
+    """It has one row more than epsilon."""
+    return Shard(1) if of_epsilon == Shard(0) else Replicate()
+
+
+def _at_forward(input: Any, epsilon: Any, place: Any, channel_dim: int = 1) -> Rules:
+    rules = _forward(input, epsilon, channel_dim)
+    return [(out, [x, e, _of_place(e), dim]) for out, (x, e, dim) in rules]
+
+
+def _at_backward(
+    grad_output: Any,
+    input: Any,
+    epsilon: Any,
+    place: Any,
+    channel_dim: int,
+    output_mask: list[bool],
+) -> Rules:
+    rules = _backward(grad_output, input, epsilon, channel_dim, output_mask)
+    return [(out, [g, x, e, _of_place(e), *others]) for out, (g, x, e, *others) in rules]
 
 
 def _glu_forward(gate: Any, up: Any, epsilon: Any, channel_dim: int = 1) -> Rules:

@@ -1,4 +1,4 @@
-"""An activation that is derived anew while the network trains: the layer, which measures."""
+"""Activations that follow their input while the network trains: the layers, which measure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from crrelu_ext._ops import native
 from crrelu_ext.derived import DerivedActivation
+from crrelu_ext.functional import crrelu_at
+from crrelu_ext.modules import CRReLU
 
 REACH = 8
 """Tables and histograms lie this many scales on both sides of the location."""
@@ -30,14 +32,68 @@ def smooth_relu(x: Tensor) -> Tensor:
     return 0.02 * x + 0.98 * F.softplus(4 * x) / 4
 
 
+class Histogram(nn.Module):
+    """Counts, in training mode, some elements of each input in bins of a sixteenth of a scale.
+
+    Nothing is counted while gradients are computed, so that checkpointed layers, which are
+    evaluated again then, count each element once; nor without the native kernels.
+
+    Args:
+        channels: 1, or the size of the input along ``channel_dim``, for bins of each channel's own.
+        channel_dim: the input's dimension that channels lie along.
+        samples: about how many elements of each input are counted; at least four of each channel.
+        device: of the buffers.
+
+    Attributes:
+        place: (2, channels) float32, location and scale of the input, by which the bins are laid.
+        counts: (channels, 259) int64, since they were last taken; not in the state_dict of the
+            module but in that of the scheduler, and no buffer, since DistributedDataParallel would
+            overwrite it.
+    """
+
+    place: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        channel_dim: int,
+        samples: int,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; allowed are 1 and more")
+        self.channel_dim = channel_dim
+        self.samples = samples
+        self.register_buffer("place", torch.empty(2, channels, device=device))
+        self.counts = torch.empty(channels, BINS + 3, dtype=torch.int64, device=device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Empties the bins, and lays them around 0 in units of 1."""
+        self.place[0], self.place[1] = 0.0, 1.0
+        self.counts.zero_()
+
+    def forward(self, input: Tensor) -> None:
+        if self.training and native and (is_compiling() or not _in_backward()):
+            torch.ops.crrelu_ext.count_(
+                input.detach(), self.place, self.samples, self.channel_dim, self.counts
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        place = self.place
+        super()._apply(fn, recurse)
+        if self.place.dtype != torch.float32:  # model.bfloat16() and the like
+            self.place = place.to(self.place.device)
+        self.counts = fn(self.counts)
+        return self
+
+
 class DynamicActivation(DerivedActivation):
     """A table that an :class:`crrelu_ext.ActivationScheduler` replaces as the network trains.
 
-    In training mode each forward pass counts some elements of its input in a histogram, in bins of
-    a sixteenth of a scale; elements that are not finite are counted apart. Nothing is counted while
-    gradients are computed, so that checkpointed layers, which are evaluated again then, count each
-    element once; nor in eval mode, nor without the native kernels. Without a scheduler the function
-    stays as it is.
+    In training mode each forward pass counts some elements of its input; see :class:`Histogram`,
+    which is the attribute ``histogram``. Without a scheduler the function stays as it is.
 
     Args:
         activation: where to start: increasing and differentiable, on float64 tensors. None takes
@@ -47,17 +103,10 @@ class DynamicActivation(DerivedActivation):
         samples: about how many elements of each input are counted.
         device: of the table.
 
-    Attributes:
-        place: (2,) float32, the location and scale of the input, by which the bins are laid.
-        counts: (259,) int64, since the last update; not in the state_dict of the module but in that
-            of the scheduler, and no buffer, since DistributedDataParallel would overwrite it.
-
     Raises:
         ValueError: an activation that is not increasing over the first table, or as
             :class:`DerivedActivation`.
     """
-
-    place: Tensor
 
     def __init__(
         self,
@@ -73,28 +122,52 @@ class DynamicActivation(DerivedActivation):
             raise ValueError(
                 "activation is not increasing from -8 to 8; allowed are those that are"
             )
-        if samples < 1:
-            raise ValueError(f"samples is {samples}; allowed are 1 and more")
         self.activation = activation
-        self.samples = samples
-        self.register_buffer("place", torch.tensor([0.0, 1.0], device=device))
-        self.counts = torch.zeros(BINS + 3, dtype=torch.int64, device=device)
+        self.histogram = Histogram(1, 0, samples, device)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and native and (is_compiling() or not _in_backward()):
-            torch.ops.crrelu_ext.count_(input.detach(), self.place, self.samples, self.counts)
+        self.histogram(input)
         return super().forward(input)
 
     def start(self, x: Tensor, scale: Tensor) -> Tensor:
         """The function that the layer starts with, given the scale of its input."""
         return scale * smooth_relu(x / scale) if self.activation is None else self.activation(x)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        place = self.place
-        super()._apply(fn, recurse)
-        self.place = place.to(self.place.device)  # float32, whatever the model's dtype
-        self.counts = fn(self.counts)
-        return self
+
+class DynamicCRReLU(CRReLU):
+    """f(x) = max(0, x) + ε · (x - μ) · exp(-(x - μ)²/2σ²), ε learned, μ and σ measured.
+
+    The correction that the theory derives for a normal input of mean μ and deviation σ, which an
+    :class:`crrelu_ext.ActivationScheduler` measures as the network trains; without one they stay 0
+    and 1, and this is :class:`CRReLU`. The attribute ``histogram`` (:class:`Histogram`) holds them.
+
+    Args:
+        num_parameters: 1, or the number of channels to have ε, μ and σ each.
+        init: the start of every epsilon.
+        channel_dim: the input's dimension that the channels lie along; transformers want -1.
+        samples: about how many elements of each input are counted; at least four of each channel.
+        device, dtype: of epsilon.
+
+    Shapes:
+        input and output alike, any; ``epsilon`` (num_parameters,).
+    """
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        init: float = 0.01,
+        *,
+        channel_dim: int = 1,
+        samples: int = 1024,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_parameters, init, channel_dim=channel_dim, device=device, dtype=dtype)
+        self.histogram = Histogram(num_parameters, channel_dim, samples, device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.histogram(input)
+        return crrelu_at(input, self.epsilon, self.histogram.place, channel_dim=self.channel_dim)
 
 
 def _in_backward() -> bool:

@@ -48,6 +48,33 @@ def crrelu_(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     return _write(input, epsilon, channel_dim, input)
 
 
+def crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, *, channel_dim: int = 1) -> Tensor:
+    """f(x) = max(0, x) + ε · (x - μ) · exp(-u²/2), u = (x - μ)/σ: CRReLU where the input is.
+
+    Its derivatives are f'(x) = [x > 0] + ε · (1 - u²) · exp(-u²/2) and ∂f/∂ε, the bump; μ and σ
+    are measured, so there are none by them. At μ = 0, σ = 1 this is :func:`crrelu`.
+
+    Args:
+        input: any shape and strides; float32, float64, bfloat16 or float16. 16-bit types are
+            computed in float32.
+        epsilon: (1,), or (C,) with C the input's size along ``channel_dim``; float32 or the
+            input's dtype.
+        place: (2, 1) or (2, C), as epsilon: μ, any, and σ, positive; float32 or float64, on the
+            input's device, without gradient.
+        channel_dim: the input's dimension that an epsilon of C values lies along.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`crrelu`; also if ``place``
+        requires grad. That σ is positive is not looked at.
+    """
+    if is_compiling():
+        return reference.crrelu_at(input, epsilon, place, channel_dim=channel_dim)
+    return _at(input, epsilon, place, channel_dim)
+
+
 def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     """f(gate) · up, with f as in :func:`crrelu`: in the place of SwiGLU's silu(gate) · up.
 
@@ -100,6 +127,7 @@ def tabulated(input: Tensor, table: Tensor) -> Tensor:
 
 if _C is not None:
     _crrelu = _C.crrelu
+    _at = _C.crrelu_at
     _glu = _C.crrelu_glu
     _tabulated = _C.tabulated
     _write = _C.crrelu_out
@@ -107,6 +135,9 @@ else:
 
     def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
         return reference.crrelu(input, epsilon, channel_dim=channel_dim)
+
+    def _at(input: Tensor, epsilon: Tensor, place: Tensor, channel_dim: int) -> Tensor:
+        return reference.crrelu_at(input, epsilon, place, channel_dim=channel_dim)
 
     def _glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
         return reference.crrelu_glu(gate, up, epsilon, channel_dim=channel_dim)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from crrelu_ext import reference
+from crrelu_ext.dynamic import DynamicActivation, DynamicCRReLU
 from crrelu_ext.scheduler import ActivationScheduler
 
 
 def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
     """Draws, for each layer over the steps: entropy, place of the input, C; and the functions now.
 
-    Refused updates are marked on the axis of C.
+    Refused updates are marked on the axis of C. Of a :class:`crrelu_ext.DynamicCRReLU` with several
+    channels the function is that of their mean numbers.
 
     Args:
         scheduler: with at least one update behind it.
@@ -37,9 +43,8 @@ def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
         size.plot(steps, [update.step_size for update in history], **style)
         refused = [update.step for update in history if update.refusal]
         size.plot(refused, [0] * len(refused), "x", color=style["color"])
-        knots, values, _ = scheduler.layers[name].table.detach().double().cpu()
-        near = (knots - locations[-1]).abs() <= 4 * scales[-1]
-        function.plot(knots[near], values[near], **style)
+        x = torch.linspace(locations[-1] - 4 * scales[-1], locations[-1] + 4 * scales[-1], 400)
+        function.plot(x, _function(scheduler.layers[name], x), **style)
     entropy.set(title="entropy of the output", xlabel="step", ylabel="H, nats")
     place.set(title="the input: location ± scale", xlabel="step", ylabel="x")
     size.set(title="C of the updates (x: refused)", xlabel="step", ylabel="C")
@@ -48,3 +53,12 @@ def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
         axes.grid(alpha=0.3)
     entropy.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def _function(layer: DynamicActivation | DynamicCRReLU, x: Tensor) -> Tensor:
+    """The layer's f at points on the CPU, nothing being measured."""
+    if isinstance(layer, DynamicActivation):
+        return reference.tabulated(x, layer.table.cpu())
+    numbers = layer.epsilon.detach().float()[None], layer.histogram.place
+    epsilon, place = (rows.mean(1, keepdim=True).cpu() for rows in numbers)
+    return reference.crrelu_at(x, epsilon[0], place)

@@ -42,6 +42,43 @@ def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
     return _value(input, epsilon, channel_dim).to(input.dtype)
 
 
+def crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, *, channel_dim: int = 1) -> Tensor:
+    """CRReLU with its bump at a place, composed; all as :func:`crrelu_ext.crrelu_at`."""
+    if is_jagged(input):
+        return on_values(_crrelu_at, "crrelu_at", (input,), epsilon, place, channel_dim)
+    return _crrelu_at(input, epsilon, place, channel_dim)
+
+
+def _crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, channel_dim: int) -> Tensor:
+    check_arguments(input, epsilon, channel_dim, op="crrelu_at")
+    _check_place(input, epsilon, place)
+    return _value(input, epsilon, channel_dim, place).to(input.dtype)
+
+
+def _check_place(input: Tensor, epsilon: Tensor, place: Tensor) -> None:
+    if not isinstance(place, Tensor):
+        given = type(place).__name__
+        raise TypeError(f"crrelu_at: place is a {given}; allowed is a torch.Tensor")
+    if place.layout != torch.strided:
+        raise ValueError(f"crrelu_at: place has layout {place.layout}; allowed is torch.strided")
+    if place.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"crrelu_at: place has dtype {place.dtype}; allowed are torch.float32 and torch.float64"
+        )
+    if place.shape != (2, epsilon.numel()):
+        raise ValueError(
+            f"crrelu_at: place has shape {tuple(place.shape)}; allowed is (2, {epsilon.numel()}), "
+            "location and scale for each value of epsilon"
+        )
+    if place.device != input.device:
+        raise RuntimeError(
+            f"crrelu_at: place is on {place.device} but input is on {input.device}; both must be "
+            "on the same device"
+        )
+    if place.requires_grad:
+        raise RuntimeError("crrelu_at: place requires grad, but has no derivative; detach it")
+
+
 def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     """CRReLU(gate) · up, composed; arguments, result and errors as :func:`crrelu_ext.crrelu_glu`.
 
@@ -139,17 +176,20 @@ def _dtype_of(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-def _value(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
-    """CRReLU in the dtype it is computed in."""
+def _value(input: Tensor, epsilon: Tensor, channel_dim: int, place: Tensor | None = None) -> Tensor:
+    """CRReLU in the dtype it is computed in, its bump at 0 or at a place."""
     dtype = _dtype_of(input)
     x = input.to(dtype)
     shape: list[int] = []  # one epsilon as 0-dim, or a 0-dim input would come back as (1,)
     if epsilon.numel() != 1:
         shape = [1] * input.dim()
         shape[channel_dim] = epsilon.numel()
-    near = x.masked_fill(x.abs() > _FAR[dtype], 0)  # NaN stays, also when this is differentiated
-    bump = near * torch.exp(near * near * -0.5)
-    return torch.relu(x) + epsilon.to(dtype).reshape(shape) * bump
+    u, height = x, epsilon.to(dtype).reshape(shape)
+    if place is not None:
+        location, scale = place.to(dtype).reshape([2, *shape])
+        u, height = (x - location) / scale, height * scale
+    near = u.masked_fill(u.abs() > _FAR[dtype], 0)  # NaN stays, also when this is differentiated
+    return torch.relu(x) + height * (near * torch.exp(near * near * -0.5))
 
 
 def check_arguments(

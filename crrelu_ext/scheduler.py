@@ -1,7 +1,9 @@
-"""Dynamic EAFO: replaces the functions of a network's dynamic activations while it trains."""
+"""Dynamic EAFO: moves the functions of a network's dynamic activations while it trains."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -10,7 +12,9 @@ from torch import Tensor, distributed, nn
 
 from crrelu_ext._ops import native, problem
 from crrelu_ext.derived import monotone_slopes
-from crrelu_ext.dynamic import DynamicActivation
+from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU
+from crrelu_ext.functional import crrelu_at
+from crrelu_ext.placing import Places, sample
 
 
 class Writer(Protocol):
@@ -27,29 +31,34 @@ class Update:
     """Of the scheduler, from 1."""
     entropy_before: float
     entropy: float
+    """NaN for a :class:`DynamicCRReLU` of which too little was measured."""
     location: float
     scale: float
+    """Of the input; the mean over channels that have their own."""
+    epsilon: float | None
+    """Of a :class:`DynamicCRReLU`, the mean over its channels; None for a table."""
     step_size: float
-    """C in f + C D; 0 where the theory refused."""
+    """C in f + C D; 0 where the theory refused, and for a :class:`DynamicCRReLU`."""
     refusal: str | None
     not_finite: int
     """Elements counted so far that were NaN or infinite."""
 
 
 class ActivationScheduler:
-    """Takes a small step of EAFO at intervals, on all dynamic activations of a model at once.
+    """Moves all dynamic activations of a model at intervals: tables by a small step of EAFO.
 
     ``step()`` stands beside the optimizer's. In the warm-up the histograms find, four times, where
-    each layer's input lies. Then, every so many steps, each layer's f goes to f + C D, where D is
-    the theory's correction for the density measured since, with exponential forgetting. C is at
-    most a tenth of what would end the increase of f, at most ``step_size``, and such that f changes
-    nowhere by more than ``trust`` times the input's scale; ``trust`` goes down to zero along a line
-    over ``total`` steps. Where the theory refuses, or the measured entropy does not fall, the
-    function stays, and the history says why. Under torch.distributed the counts are added up over
-    all ranks, so that all derive the same functions.
+    each layer's input lies. Then, every so many steps, each :class:`DynamicCRReLU` takes the
+    location and scale of its input; and the f of each :class:`DynamicActivation` goes to f + C D,
+    where D is the theory's correction for the density measured since, with exponential forgetting.
+    C is at most a tenth of what would end the increase of f, at most ``step_size``, and such that f
+    changes nowhere by more than ``trust`` times the input's scale; ``trust`` goes down to zero
+    along a line over ``total`` steps. Where the theory refuses, or the measured entropy does not
+    fall, the function stays, and the history says why. Under torch.distributed the counts are added
+    up over all ranks, so that all derive the same functions.
 
     Args:
-        model: holds the :class:`crrelu_ext.DynamicActivation` layers, at least one.
+        model: holds the dynamic layers, at least one.
         every: steps from update to update.
         warmup: steps before the first interval; at least 4.
         total: steps after which nothing changes any more.
@@ -59,6 +68,7 @@ class ActivationScheduler:
         writer: a SummaryWriter, for TensorBoard; None for none.
 
     Attributes:
+        layers: the dynamic layers by their names.
         history: by layer name, its updates in order.
 
     Raises:
@@ -78,8 +88,6 @@ class ActivationScheduler:
         forgetting: float = 0.1,
         writer: Writer | None = None,
     ) -> None:
-        from crrelu_ext.eafo.streaming import Streams
-
         if not native:
             raise RuntimeError(f"only the native kernels measure an activation's input. {problem}")
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
@@ -92,16 +100,25 @@ class ActivationScheduler:
         self.layers = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, DynamicActivation)
+            if isinstance(module, DynamicActivation | DynamicCRReLU)
         }
         if not self.layers:
-            raise ValueError("model has no DynamicActivation; replace_activation puts them in")
+            raise ValueError(
+                "model has no DynamicActivation and no DynamicCRReLU; replace_activation puts them "
+                "in"
+            )
         self.every, self.warmup, self.total = every, warmup, total
         self.step_size, self.trust, self.forgetting = step_size, trust, forgetting
         self.writer = writer
         self.steps = 0
-        self.streams = Streams([layer.start for layer in self.layers.values()])
         self.history: dict[str, list[Update]] = {name: [] for name in self.layers}
+        tables = {n: m for n, m in self.layers.items() if isinstance(m, DynamicActivation)}
+        placed = {n: m for n, m in self.layers.items() if isinstance(m, DynamicCRReLU)}
+        self._kinds: dict[str, Tables | Placed] = {}
+        if tables:
+            self._kinds["tables"] = Tables(tables)
+        if placed:
+            self._kinds["places"] = Placed(placed)
 
     def step(self) -> None:
         """After each of the optimizer's steps."""
@@ -110,39 +127,112 @@ class ActivationScheduler:
         if self.steps <= self.warmup:
             if self.steps in (self.warmup * part // 8 for part in (1, 2, 4, 8)):
                 self._collect()
-                self.streams.calibrate()
-                self._hand_out()
+                for kind in self._kinds.values():
+                    kind.calibrate()
         elif (self.steps - self.warmup) % self.every == 0 and trust > 0:
             self._collect()
-            self._update(trust)
-            self._hand_out()
+            for kind in self._kinds.values():
+                self._record(kind.update(self, trust))
 
     def _collect(self) -> None:
-        counts = torch.stack([layer.counts for layer in self.layers.values()])
+        """The counts of all layers, over all ranks, to where they are used; empties the layers."""
+        counts = torch.cat([layer.histogram.counts for layer in self.layers.values()])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(counts)
+        channels = [len(layer.histogram.counts) for layer in self.layers.values()]
+        by_layer = dict(zip(self.layers, counts.cpu().split(channels), strict=True))
         for layer in self.layers.values():
-            layer.counts.zero_()
-        self.streams.absorb(counts.cpu(), 1 - self.forgetting)
+            layer.histogram.counts.zero_()
+        for kind in self._kinds.values():
+            kind.absorb(torch.cat([by_layer[name] for name in kind.layers]), 1 - self.forgetting)
 
-    def _update(self, trust: float) -> None:
-        outcome = self.streams.update(trust=trust, step_size=self.step_size)
-        for i, (name, history) in enumerate(self.history.items()):
-            update = Update(
-                step=self.steps,
+    def _record(self, updates: dict[str, Update]) -> None:
+        for name, update in updates.items():
+            self.history[name].append(update)
+            if self.writer:
+                quantities = ("entropy", "location", "scale", "epsilon", "step_size", "not_finite")
+                for quantity in quantities:
+                    value = getattr(update, quantity)
+                    if value is not None:
+                        tag = f"activation/{name}/{quantity}"
+                        self.writer.add_scalar(tag, value, self.steps)
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """How often each layer kept its function because the theory refused."""
+        return {
+            name: sum(update.refusal is not None for update in history)
+            for name, history in self.history.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside the model's own state, as plain values."""
+        return {
+            "steps": self.steps,
+            **{name: kind.state() for name, kind in self._kinds.items()},
+            "counts": {name: layer.histogram.counts.clone() for name, layer in self.layers.items()},
+            "history": {
+                name: [asdict(update) for update in history]
+                for name, history in self.history.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the scheduler was that gave this state.
+
+        Raises:
+            ValueError: that one had other layers; nothing is changed.
+        """
+        shapes = {name: layer.histogram.counts.shape for name, layer in self.layers.items()}
+        given = {name: counts.shape for name, counts in state["counts"].items()}
+        if list(given.items()) != list(shapes.items()) or not self._kinds.keys() <= state.keys():
+            raise ValueError(
+                f"state has layers {list(given)}; allowed are those of the model, {list(shapes)}, "
+                "each of the same kind and with as many channels"
+            )
+        self.steps = state["steps"]
+        for name, kind in self._kinds.items():
+            kind.load_state(state[name])
+        for name, counts in state["counts"].items():
+            self.layers[name].histogram.counts.copy_(counts)
+        self.history = {
+            name: [Update(**update) for update in history]
+            for name, history in state["history"].items()
+        }
+
+
+class Tables:
+    """The layers that are tables, and the engine's side of them."""
+
+    def __init__(self, layers: dict[str, DynamicActivation]) -> None:
+        from crrelu_ext.eafo.streaming import Streams
+
+        self.layers = layers
+        self.streams = Streams([layer.start for layer in layers.values()])
+        self.state, self.load_state = self.streams.state, self.streams.load_state
+        self.absorb = self.streams.absorb
+
+    def calibrate(self) -> None:
+        self.streams.calibrate()
+        self._hand_out()
+
+    def update(self, scheduler: ActivationScheduler, trust: float) -> dict[str, Update]:
+        outcome = self.streams.update(trust=trust, step_size=scheduler.step_size)
+        self._hand_out()
+        return {
+            name: Update(
+                step=scheduler.steps,
                 entropy_before=outcome.entropy_before[i].item(),
                 entropy=outcome.entropy_after[i].item(),
                 location=self.streams.location[i].item(),
                 scale=self.streams.scale[i].item(),
+                epsilon=None,
                 step_size=outcome.step_size[i].item(),
                 refusal=outcome.refusals[i],
                 not_finite=int(self.streams.not_finite[i].item()),
             )
-            history.append(update)
-            if self.writer:
-                for quantity in ("entropy", "location", "scale", "step_size", "not_finite"):
-                    value = getattr(update, quantity)
-                    self.writer.add_scalar(f"activation/{name}/{quantity}", value, self.steps)
+            for i, name in enumerate(self.layers)
+        }
 
     def _hand_out(self) -> None:
         """Puts the functions into the layers' tables."""
@@ -158,44 +248,75 @@ class ActivationScheduler:
                 table[1], table[2], ((table[0, -1] - table[0, 0]) / (knots - 1)).item()
             )
             layer.table.copy_(table)
-            layer.place.copy_(places[i])
+            layer.histogram.place.copy_(places[i][:, None])
 
-    @property
-    def refusals(self) -> dict[str, int]:
-        """How often each layer kept its function because the theory refused."""
+
+class Placed:
+    """The layers whose bump sits where the input is."""
+
+    def __init__(self, layers: dict[str, DynamicCRReLU]) -> None:
+        self.layers = layers
+        self.channels = [layer.num_parameters for layer in layers.values()]
+        self.places = Places(sum(self.channels))
+        self.state, self.load_state = self.places.state, self.places.load_state
+
+    def absorb(self, counts: Tensor, keep: float) -> None:
+        self.counts, self.keep = counts.double(), keep
+
+    def calibrate(self) -> None:
+        self.places.follow(self.counts, 0.0)
+        self._hand_out()
+
+    def update(self, scheduler: ActivationScheduler, trust: float) -> dict[str, Update]:
+        inputs = self._inputs()
+        before = self._entropies(inputs)
+        measured = self.places.follow(self.counts, self.keep).split(self.channels)
+        self._hand_out()
+        after = self._entropies(inputs)
+        not_finite = self.places.not_finite.split(self.channels)
         return {
-            name: sum(update.refusal is not None for update in history)
-            for name, history in self.history.items()
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs beside the model's own state, as plain values."""
-        return {
-            "steps": self.steps,
-            "streams": self.streams.state(),
-            "counts": {name: layer.counts.clone() for name, layer in self.layers.items()},
-            "history": {
-                name: [asdict(update) for update in history]
-                for name, history in self.history.items()
-            },
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the scheduler was that gave this state.
-
-        Raises:
-            ValueError: that one had other layers; nothing is changed.
-        """
-        if list(state["counts"]) != list(self.layers):
-            raise ValueError(
-                f"state has layers {list(state['counts'])}; allowed are those of the model, "
-                f"{list(self.layers)}"
+            name: Update(
+                step=scheduler.steps,
+                entropy_before=before[i],
+                entropy=after[i],
+                location=layer.histogram.place[0].mean().item(),
+                scale=layer.histogram.place[1].mean().item(),
+                epsilon=layer.epsilon.detach().float().mean().item(),
+                step_size=0.0,
+                refusal=None if measured[i].any() else "too little of the input was measured",
+                not_finite=int(not_finite[i].sum().item()),
             )
-        self.steps = state["steps"]
-        self.streams.load_state(state["streams"])
-        for name, counts in state["counts"].items():
-            self.layers[name].counts.copy_(counts)
-        self.history = {
-            name: [Update(**update) for update in history]
-            for name, history in state["history"].items()
+            for i, (name, layer) in enumerate(self.layers.items())
         }
+
+    def _inputs(self) -> list[Tensor]:
+        """A sample of each layer's input, (some of its channels, elements)."""
+        by_layer = zip(self.counts.split(self.channels), self.layers.values(), strict=True)
+        return [
+            sample(counts[_some(layer), 1:ABOVE], layer.histogram.place[:, _some(layer)].cpu())
+            for counts, layer in by_layer
+        ]
+
+    def _entropies(self, inputs: list[Tensor]) -> list[float]:
+        """Of the layers' outputs, the mean over channels of which enough was measured."""
+        from scipy.stats import differential_entropy
+
+        entropies = []
+        for x, layer in zip(inputs, self.layers.values(), strict=True):
+            epsilon = layer.epsilon.detach()[_some(layer)].float().cpu()
+            place = layer.histogram.place[:, _some(layer)].cpu()
+            y = crrelu_at(x, epsilon, place, channel_dim=0)
+            known = y[~y.isnan().any(-1)]
+            of_channels = differential_entropy(known, axis=-1) if len(known) else [math.nan]
+            entropies.append(statistics.fmean(of_channels))
+        return entropies
+
+    def _hand_out(self) -> None:
+        places = torch.stack([self.places.location, self.places.scale]).split(self.channels, 1)
+        for layer, place in zip(self.layers.values(), places, strict=True):
+            layer.histogram.place.copy_(place)
+
+
+def _some(layer: DynamicCRReLU) -> slice:
+    """Up to 32 channels, which stand for all where all would take long."""
+    return slice(None, None, -(-layer.num_parameters // 32))

@@ -46,6 +46,19 @@ struct CrreluBackwardBackward {
   }
 };
 
+struct CrreluAtBackward {
+  static constexpr auto kName = "CrreluAtBackward";
+  static constexpr size_t kSaved = 3;  // input, epsilon, place
+
+  static variable_list gradients(const variable_list& grads, const std::array<Tensor, 3>& saved,
+                                 int64_t channel_dim, std::array<bool, 3> wanted) {
+    if (!grads[0].defined()) return variable_list(3);
+    auto [grad_input, grad_epsilon] = crrelu_at_backward_op().call(
+        grads[0], saved[0], saved[1], saved[2], channel_dim, {wanted[0], wanted[1]});
+    return {std::move(grad_input), std::move(grad_epsilon), Tensor()};
+  }
+};
+
 struct CrreluGluBackward {
   static constexpr auto kName = "CrreluGluBackward";
   static constexpr size_t kSaved = 3;  // gate, up, epsilon
@@ -91,6 +104,40 @@ std::tuple<Tensor, Tensor> crrelu_backward_autograd(c10::DispatchKeySet keys,
   return grads;
 }
 
+Tensor crrelu_at_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& epsilon,
+                          const Tensor& place, int64_t channel_dim) {
+  TORCH_CHECK(!compute_requires_grad(place) && !has_forward_grad(place),
+              "crrelu_at: place requires grad, but has no derivative; detach it");
+  if (has_forward_grad(input, epsilon))
+    return crrelu_at_composed(input, epsilon, place, channel_dim);
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = crrelu_at_op().redispatch(keys & c10::after_autograd_keyset, input, epsilon, place,
+                                       channel_dim);
+  }
+  if (compute_requires_grad(input, epsilon))
+    FormulaNode<CrreluAtBackward>::record(channel_dim, {output}, input, epsilon, place);
+  return output;
+}
+
+/// Second derivatives of this and of the gated form are rare enough that the composed formula,
+/// which differentiates itself, takes the place of a node.
+std::tuple<Tensor, Tensor> crrelu_at_backward_autograd(c10::DispatchKeySet keys,
+                                                       const Tensor& grad_output,
+                                                       const Tensor& input, const Tensor& epsilon,
+                                                       const Tensor& place, int64_t channel_dim,
+                                                       std::array<bool, 2> output_mask) {
+  if (compute_requires_grad(grad_output, input, epsilon) ||
+      has_forward_grad(grad_output, input, epsilon)) {
+    return crrelu_at_backward_composed(grad_output, input, epsilon, place, channel_dim,
+                                       output_mask);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return crrelu_at_backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input,
+                                            epsilon, place, channel_dim, output_mask);
+}
+
 Tensor crrelu_glu_autograd(c10::DispatchKeySet keys, const Tensor& gate, const Tensor& up,
                            const Tensor& epsilon, int64_t channel_dim) {
   if (has_forward_grad(gate, up, epsilon))
@@ -106,8 +153,6 @@ Tensor crrelu_glu_autograd(c10::DispatchKeySet keys, const Tensor& gate, const T
   return output;
 }
 
-/// Second derivatives of the gated form are rare enough that the composed formula, which
-/// differentiates itself, takes the place of a node.
 std::tuple<Tensor, Tensor, Tensor> crrelu_glu_backward_autograd(
     c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& gate, const Tensor& up,
     const Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
@@ -179,6 +224,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, Autograd, m) {
   m.impl("crrelu", TORCH_FN(crrelu_autograd));
   m.impl("crrelu.out", TORCH_FN(crrelu_out_autograd));
   m.impl("crrelu_backward", TORCH_FN(crrelu_backward_autograd));
+  m.impl("crrelu_at", TORCH_FN(crrelu_at_autograd));
+  m.impl("crrelu_at_backward", TORCH_FN(crrelu_at_backward_autograd));
   m.impl("crrelu_glu", TORCH_FN(crrelu_glu_autograd));
   m.impl("crrelu_glu_backward", TORCH_FN(crrelu_glu_backward_autograd));
   m.impl("tabulated", TORCH_FN(tabulated_autograd));

@@ -104,6 +104,26 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+/// crrelu_at(input, epsilon, place, channel_dim)
+PyObject* crrelu_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4,
+                   "crrelu_at: allowed are input, epsilon, place, channel_dim; given are ", count,
+                   " arguments");
+  const py::handle input(arguments[0]), epsilon(arguments[1]), place(arguments[2]);
+  const int64_t channel_dim = channel_dim_of(arguments[3]);
+  if (!plain({input, epsilon, place})) {
+    check_tensor(input, "input", "crrelu_at");
+    check_tensor(epsilon, "epsilon", "crrelu_at");
+    check_tensor(place, "place", "crrelu_at");
+    return general("crrelu_at", py::make_tuple(input), py::make_tuple(epsilon, place, channel_dim));
+  }
+  const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr()),
+             &p = THPVariable_Unpack(place.ptr());
+  return wrapped(x.numel(), [&] { return crrelu_at_op().call(x, e, p, channel_dim); });
+  END_HANDLE_TH_ERRORS
+}
+
 /// crrelu_glu(gate, up, epsilon, channel_dim)
 PyObject* crrelu_glu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -159,6 +179,7 @@ std::vector<std::string> isa_available() {
 PYBIND11_MODULE(_C, m) {
   m.attr("crrelu") = crrelu::fast_function<crrelu::crrelu>("crrelu");
   m.attr("crrelu_out") = crrelu::fast_function<crrelu::crrelu_out>("crrelu_out");
+  m.attr("crrelu_at") = crrelu::fast_function<crrelu::crrelu_at>("crrelu_at");
   m.attr("crrelu_glu") = crrelu::fast_function<crrelu::crrelu_glu>("crrelu_glu");
   m.attr("tabulated") = crrelu::fast_function<crrelu::tabulated>("tabulated");
   m.def("isa_available", crrelu::isa_available,

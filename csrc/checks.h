@@ -5,6 +5,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/native/Resize.h>
 
+#include "histogram.h"
 #include "layout.h"
 
 namespace crrelu {
@@ -71,6 +72,22 @@ inline void check_glu_arguments(const at::Tensor& gate, const at::Tensor& up,
   check_alike("crrelu_glu", "up", up, "gate", gate);
 }
 
+/// For the placed activation: `place` is location and scale, for each epsilon.
+inline void check_at_arguments(const char* op, const at::Tensor& input, const at::Tensor& epsilon,
+                               const at::Tensor& place, int64_t channel_dim) {
+  check_arguments(input, epsilon, channel_dim, op);
+  TORCH_CHECK_VALUE(place.layout() == at::kStrided, op, ": place has layout ", place.layout(),
+                    "; only strided (dense) tensors are allowed");
+  TORCH_CHECK_TYPE(place.scalar_type() == at::kFloat || place.scalar_type() == at::kDouble, op,
+                   ": place has dtype ", dtype_name(place), "; allowed are float32 and float64");
+  TORCH_CHECK_VALUE(
+      place.dim() == 2 && place.sym_size(0) == 2 && place.sym_size(1) == epsilon.sym_numel(), op,
+      ": place has shape ", place.sym_sizes(), "; allowed is (2, ", epsilon.sym_numel(),
+      "), location and scale for each value of epsilon");
+  TORCH_CHECK(input.device() == place.device(), op, ": place is on ", place.device(),
+              " but input is on ", input.device(), "; both must be on the same device");
+}
+
 /// For the tabulated activation: `table` holds knots, as (3, knots): where they are, equally
 /// spaced; f there; f' there.
 inline void check_table_arguments(const char* op, const at::Tensor& input,
@@ -88,6 +105,33 @@ inline void check_table_arguments(const char* op, const at::Tensor& input,
                     "; allowed is (3, knots), with at least 2 knots");
   TORCH_CHECK(input.device() == table.device(), op, ": table is on ", table.device(),
               " but input is on ", input.device(), "; both must be on the same device");
+}
+
+/// For what counts: `place` is location and scale, `counts` the bins, of each channel.
+inline void check_count_arguments(const at::Tensor& input, const at::Tensor& place, int64_t samples,
+                                  int64_t channel_dim, const at::Tensor& counts) {
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "count_: input has dtype ", dtype_name(input),
+                   "; allowed are float32, float64, bfloat16 and float16");
+  TORCH_CHECK_VALUE(place.dim() == 2 && place.sym_size(0) == 2 && place.scalar_type() == at::kFloat,
+                    "count_: place has shape ", place.sym_sizes(), " and dtype ", dtype_name(place),
+                    "; allowed is (2, C), location and scale of each channel, float32");
+  const auto channels = place.sym_size(1);
+  TORCH_CHECK_VALUE(samples > 0, "count_: samples is ", samples, "; allowed are 1 and more");
+  TORCH_CHECK_VALUE(counts.dim() == 2 && counts.sym_size(0) == channels &&
+                        counts.sym_size(1) == kCounts && counts.scalar_type() == at::kLong,
+                    "count_: counts has shape ", counts.sym_sizes(), " and dtype ",
+                    dtype_name(counts), "; allowed is (", channels, ", ", kCounts, "), int64");
+  TORCH_CHECK_VALUE(counts.is_contiguous(), "count_: counts has gaps; allowed is none");
+  TORCH_CHECK(input.device() == place.device() && input.device() == counts.device(),
+              "count_: input is on ", input.device(), ", place on ", place.device(),
+              " and counts on ", counts.device(), "; all must be on the same device");
+  if (channels == 1) return;
+  TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(),
+                    "count_: channel_dim is ", channel_dim, ", but input has ", input.dim(),
+                    " dimensions");
+  TORCH_CHECK_VALUE(input.sym_size(channel_dim) == channels, "count_: place has ", channels,
+                    " channels, but input has size ", input.sym_size(channel_dim),
+                    " along channel_dim ", channel_dim, "; allowed are that many or 1");
 }
 
 /// Makes `out` ready to take the result, as torch's own operators do: checks that the result can be

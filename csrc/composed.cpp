@@ -10,21 +10,18 @@
 namespace crrelu {
 namespace {
 
-/// One element's quantities: epsilon in a shape that broadcasts, exp(-x^2/2), and x, taken as 0
-/// where that vanishes (so that no inf * 0 arises, also when these are differentiated; NaN stays);
-/// 16-bit types in float32.
+/// One element's quantities: epsilon in a shape that broadcasts, and so the scale if there is a
+/// place; u, the input in units of the place, taken as 0 where exp(-u^2/2) vanishes (so that no inf
+/// * 0 arises, also when these are differentiated; NaN stays), and that; 16-bit types in float32.
 struct Terms {
-  at::Tensor input, x, epsilon, gaussian;
+  at::Tensor input, u, epsilon, scale, gaussian;
   c10::SmallVector<int64_t, 6> other_dims;  // the dimensions over which one epsilon is shared
 
-  Terms(const at::Tensor& input_, const at::Tensor& epsilon_, int64_t channel_dim) {
+  Terms(const at::Tensor& input_, const at::Tensor& epsilon_, int64_t channel_dim,
+        const at::Tensor& place = {}) {
     const bool half = input_.scalar_type() == at::kBFloat16 || input_.scalar_type() == at::kHalf;
     const auto type = half ? at::kFloat : input_.scalar_type();
     input = input_.to(type);
-    const double far = type == at::kDouble ? 55.0 : 20.5;
-    const auto vanished = input.abs() > far;
-    x = input.masked_fill(vanished, 0);
-    gaussian = at::exp(x * x * -0.5).masked_fill(vanished, 0);
     c10::SymDimVector shape;
     const bool shared = epsilon_.sym_numel() == 1;
     const int64_t channels_at = shared ? -1 : at::maybe_wrap_dim(channel_dim, input.dim());
@@ -32,16 +29,25 @@ struct Terms {
       if (dim != channels_at) other_dims.push_back(dim);
       if (!shared) shape.push_back(dim == channels_at ? epsilon_.sym_numel() : c10::SymInt(1));
     }
-    epsilon = epsilon_.to(type).view_symint(
-        shape);  // one epsilon becomes 0-dim: it must not add a dimension
+    // One epsilon becomes 0-dim: it must not add a dimension.
+    epsilon = epsilon_.to(type).view_symint(shape);
+    auto standardized = input;
+    if (place.defined()) {
+      scale = place.select(0, 1).to(type).view_symint(shape);
+      standardized = (input - place.select(0, 0).to(type).view_symint(shape)) / scale;
+    }
+    const double far = type == at::kDouble ? 55.0 : 20.5;
+    const auto vanished = standardized.abs() > far;
+    u = standardized.masked_fill(vanished, 0);
+    gaussian = at::exp(u * u * -0.5).masked_fill(vanished, 0);
   }
 
   at::Tensor value() const { return at::relu(input) + epsilon * bump(); }
   at::Tensor slope() const { return step() + epsilon * bump_slope(); }
   at::Tensor step() const { return (input > 0).to(input.scalar_type()); }
-  at::Tensor bump() const { return x * gaussian; }
-  at::Tensor bump_slope() const { return (1 - x * x) * gaussian; }
-  at::Tensor bump_curvature() const { return x * (x * x - 3) * gaussian; }
+  at::Tensor bump() const { return (scale.defined() ? scale * u : u) * gaussian; }
+  at::Tensor bump_slope() const { return (1 - u * u) * gaussian; }
+  at::Tensor bump_curvature() const { return u * (u * u - 3) * gaussian; }
   /// Summed over what shares an epsilon.
   at::Tensor sum_to_epsilon(const at::Tensor& terms, const at::Tensor& epsilon_) const {
     return (other_dims.empty() ? terms : terms.sum(other_dims))
@@ -59,6 +65,36 @@ at::Tensor crrelu_composed(const at::Tensor& input, const at::Tensor& epsilon,
   return terms.value().to(input.scalar_type());
 }
 
+at::Tensor crrelu_at_composed(const at::Tensor& input, const at::Tensor& epsilon,
+                              const at::Tensor& place, int64_t channel_dim) {
+  check_at_arguments("crrelu_at", input, epsilon, place, channel_dim);
+  return Terms(input, epsilon, channel_dim, place).value().to(input.scalar_type());
+}
+
+namespace {
+
+/// The gradients that are wanted, of the input and of epsilon.
+std::tuple<at::Tensor, at::Tensor> gradients(const at::Tensor& grad_output, const at::Tensor& input,
+                                             const at::Tensor& epsilon, const Terms& terms,
+                                             const std::array<bool, 2>& wanted) {
+  const auto grad = grad_output.to(terms.input.scalar_type());
+  at::Tensor grad_input, grad_epsilon;
+  if (wanted[0]) grad_input = (grad * terms.slope()).to(input.scalar_type());
+  if (wanted[1]) grad_epsilon = terms.sum_to_epsilon(grad * terms.bump(), epsilon);
+  return {grad_input, grad_epsilon};
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> crrelu_at_backward_composed(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& epsilon,
+    const at::Tensor& place, int64_t channel_dim, std::array<bool, 2> output_mask) {
+  check_at_arguments("crrelu_at_backward", input, epsilon, place, channel_dim);
+  check_alike("crrelu_at_backward", "grad_output", grad_output, "input", input);
+  return gradients(grad_output, input, epsilon, Terms(input, epsilon, channel_dim, place),
+                   output_mask);
+}
+
 std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& grad_output,
                                                             const at::Tensor& input,
                                                             const at::Tensor& epsilon,
@@ -66,14 +102,7 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& gr
                                                             std::array<bool, 2> output_mask) {
   check_arguments(input, epsilon, channel_dim);
   check_grad_output(grad_output, input);
-  const Terms terms(input, epsilon, channel_dim);
-  const auto grad = grad_output.to(terms.input.scalar_type());
-  at::Tensor grad_input, grad_epsilon;
-  if (output_mask[0]) {
-    grad_input = (grad * terms.slope()).to(input.scalar_type());
-  }
-  if (output_mask[1]) grad_epsilon = terms.sum_to_epsilon(grad * terms.bump(), epsilon);
-  return {grad_input, grad_epsilon};
+  return gradients(grad_output, input, epsilon, Terms(input, epsilon, channel_dim), output_mask);
 }
 
 std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad_grad_input,
@@ -215,6 +244,21 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_meta(const at::Tensor& grad_o
           output_mask[1] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
 }
 
+at::Tensor crrelu_at_meta(const at::Tensor& input, const at::Tensor& epsilon,
+                          const at::Tensor& place, int64_t channel_dim) {
+  check_at_arguments("crrelu_at", input, epsilon, place, channel_dim);
+  return at::empty_like(input);
+}
+
+std::tuple<at::Tensor, at::Tensor> crrelu_at_backward_meta(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& epsilon,
+    const at::Tensor& place, int64_t channel_dim, std::array<bool, 2> output_mask) {
+  check_at_arguments("crrelu_at_backward", input, epsilon, place, channel_dim);
+  check_alike("crrelu_at_backward", "grad_output", grad_output, "input", input);
+  return {output_mask[0] ? at::empty_like(input) : at::Tensor(),
+          output_mask[1] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
+}
+
 at::Tensor crrelu_glu_meta(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
                            int64_t channel_dim) {
   check_glu_arguments(gate, up, epsilon, channel_dim);
@@ -263,6 +307,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
   m.impl("crrelu", InPlaceOfKernel<crrelu_composed>::call);
   m.impl("crrelu.out", InPlaceOfKernel<crrelu_out_composed>::call);
   m.impl("crrelu_backward", InPlaceOfKernel<crrelu_backward_composed>::call);
+  m.impl("crrelu_at", InPlaceOfKernel<crrelu_at_composed>::call);
+  m.impl("crrelu_at_backward", InPlaceOfKernel<crrelu_at_backward_composed>::call);
   m.impl("crrelu_glu", InPlaceOfKernel<crrelu_glu_composed>::call);
   m.impl("crrelu_glu_backward", InPlaceOfKernel<crrelu_glu_backward_composed>::call);
   m.impl("tabulated", InPlaceOfKernel<tabulated_composed>::call);
@@ -272,6 +318,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
   m.impl("crrelu", crrelu_meta);
   m.impl("crrelu_backward", crrelu_backward_meta);
+  m.impl("crrelu_at", crrelu_at_meta);
+  m.impl("crrelu_at_backward", crrelu_at_backward_meta);
   m.impl("crrelu_glu", crrelu_glu_meta);
   m.impl("crrelu_glu_backward", crrelu_glu_backward_meta);
   m.impl("tabulated", tabulated_meta);
@@ -282,6 +330,8 @@ TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) {
 TORCH_LIBRARY_IMPL(crrelu_ext, FuncTorchBatched, m) {
   m.impl("crrelu", crrelu_composed);
   m.impl("crrelu_backward", crrelu_backward_composed);
+  m.impl("crrelu_at", crrelu_at_composed);
+  m.impl("crrelu_at_backward", crrelu_at_backward_composed);
   m.impl("crrelu_glu", crrelu_glu_composed);
   m.impl("crrelu_glu_backward", crrelu_glu_backward_composed);
   m.impl("tabulated", tabulated_composed);

@@ -26,6 +26,12 @@ std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad
                                                           const at::Tensor& epsilon,
                                                           int64_t channel_dim);
 
+at::Tensor crrelu_at_composed(const at::Tensor& input, const at::Tensor& epsilon,
+                              const at::Tensor& place, int64_t channel_dim);
+std::tuple<at::Tensor, at::Tensor> crrelu_at_backward_composed(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& epsilon,
+    const at::Tensor& place, int64_t channel_dim, std::array<bool, 2> output_mask);
+
 at::Tensor crrelu_glu_composed(const at::Tensor& gate, const at::Tensor& up,
                                const at::Tensor& epsilon, int64_t channel_dim);
 

@@ -13,8 +13,8 @@
 // with exp(-x^2/2) kept as significand * 2^exponent, products formed with the significand, and the
 // power of two applied late, so that nothing overflows on the way and a subnormal is rounded once.
 //
-// What V provides (cpu/vec_*.h): `real`, broadcast from it, + - *, fma(a, b, c) = a*b + c, max and
-// min (the second operand where one is NaN), greater(a, b), select(mask, a, b), all_less(a, x),
+// What V provides (cpu/vec_*.h): `real`, broadcast from it, + - * /, fma(a, b, c) = a*b + c, max
+// and min (the second operand where one is NaN), greater(a, b), select(mask, a, b), all_less(a, x),
 // false for NaN, ldexp(a, n) = a * 2^floor(n), and, for a vocabulary that tabulates 2^(j/k), j =
 // 0..k-1,
 //     shifter()                 which when added rounds to multiples of 1/k,
@@ -156,29 +156,39 @@ CRRELU_INLINE V one_minus_square(V x) {
   return fma(-x, x, V(1));
 }
 
-template <Precision P, class V>
-CRRELU_INLINE Point<V> evaluate(V x, const Epsilon<V>& epsilon) {
+/// The factor 1, which costs nothing.
+struct One {};
+template <class V>
+CRRELU_INLINE V operator*(V a, One) {
+  return a;
+}
+
+/// max(0, x) + epsilon * u * exp(-u^2/2), where du is du/dx.
+template <Precision P, class V, class Slope>
+CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
-  if (all_near(x)) {
-    const Reduced<P, V> g(x);
+  if (all_near(u)) {
+    const Reduced<P, V> g(u);
     const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
-    return {fma(epsilon.value, times(x, gaussian), relu),
-            fma(epsilon.value, times(one_minus_square(x), gaussian), step), x * total(gaussian)};
+    return {fma(epsilon.value, times(u, gaussian), relu),
+            fma(epsilon.value, times(one_minus_square(u) * du, gaussian), step),
+            u * total(gaussian)};
   }
-  const V c = clamp(x);
+  const V c = clamp(u);
   const Reduced<P, V> g(c);
   const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
   const V exponent = g.exponent + epsilon.exponent;
-  return {fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
-          fma(epsilon.significand, ldexp(times(one_minus_square(c), gaussian), exponent), step),
-          ldexp(c * total(gaussian), g.exponent)};
+  return {
+      fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
+      fma(epsilon.significand, ldexp(times(one_minus_square(c) * du, gaussian), exponent), step),
+      ldexp(c * total(gaussian), g.exponent)};
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
-// value, and the gradients by the chain rule. shared() reads the parameter of all elements. If
-// kByChannel, there may be one for each channel, made of a vector of numbers; and it has a
-// gradient.
+// value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
+// each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
+// the same for all elements and read by shared().
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -199,24 +209,66 @@ struct Gradients {
 /// f(x)
 struct CRReLU {
   static constexpr int kInputs = 1;
-  static constexpr bool kByChannel = true;
+  static constexpr int kNumbers = 1;
   template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
 
-  template <class V, class Real>
-  static CRRELU_INLINE Epsilon<V> shared(const Real* epsilon) {
-    return Epsilon<V>(V(*epsilon));
+  template <class V>
+  static CRRELU_INLINE Epsilon<V> parameter(const V (&numbers)[1]) {
+    return Epsilon<V>(numbers[0]);
   }
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[1], const Epsilon<V>& epsilon) {
-    return evaluate<P>(x[0], epsilon).value;
+    return evaluate<P>(x[0], x[0], One(), epsilon).value;
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const Epsilon<V>& epsilon) {
-    const auto f = evaluate<P>(x[0], epsilon);
+    const auto f = evaluate<P>(x[0], x[0], One(), epsilon);
     return {{grad_output * f.slope}, {grad_output, f.epsilon_slope}};
+  }
+};
+
+/// Where the bump sits: in u = (x - location) / scale its epsilon is epsilon * scale.
+template <class V>
+struct Placed {
+  Epsilon<V> epsilon;
+  V location, scale, per_scale;
+
+  explicit CRRELU_INLINE Placed(const V (&numbers)[3])
+      : epsilon(numbers[0] * numbers[2]),
+        location(numbers[1]),
+        scale(numbers[2]),
+        per_scale(V(1) / numbers[2]) {}
+
+  template <Precision P>
+  CRRELU_INLINE Point<V> evaluated(V x) const {
+    return evaluate<P>(x, (x - location) * per_scale, per_scale, epsilon);
+  }
+};
+
+/// max(0, x) + epsilon * (x - location) * exp(-u^2/2)
+struct CRReLUPlaced {
+  static constexpr int kInputs = 1;
+  static constexpr int kNumbers = 3;
+  template <class V, class Real = typename V::real>
+  using Parameter = Placed<V>;
+
+  template <class V>
+  static CRRELU_INLINE Placed<V> parameter(const V (&numbers)[3]) {
+    return Placed<V>(numbers);
+  }
+
+  template <Precision P, class V>
+  static CRRELU_INLINE V value(const V (&x)[1], const Placed<V>& at) {
+    return at.template evaluated<P>(x[0]).value;
+  }
+  template <Precision P, class V>
+  static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
+                                                 const Placed<V>& at) {
+    const auto f = at.template evaluated<P>(x[0]);
+    return {{grad_output * f.slope}, {grad_output, at.scale * f.epsilon_slope}};
   }
 };
 
@@ -226,12 +278,12 @@ struct CRReLUGated : CRReLU {
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[2], const Epsilon<V>& epsilon) {
-    return evaluate<P>(x[0], epsilon).value * x[1];
+    return evaluate<P>(x[0], x[0], One(), epsilon).value * x[1];
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],
                                                  const Epsilon<V>& epsilon) {
-    const auto f = evaluate<P>(x[0], epsilon);
+    const auto f = evaluate<P>(x[0], x[0], One(), epsilon);
     const V grad_value = grad_output * x[1];
     return {{grad_value * f.slope, grad_output * f.value}, {grad_value, f.epsilon_slope}};
   }

@@ -19,6 +19,10 @@ using CrreluGluBackwardOp = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
     std::array<bool, 3>);
 
+using CrreluAt = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t);
+using CrreluAtBackwardOp = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                              const at::Tensor&, const at::Tensor&,
+                                                              int64_t, std::array<bool, 2>);
 using TabulatedOp = at::Tensor(const at::Tensor&, const at::Tensor&);
 using TabulatedBackwardOp = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 
@@ -45,6 +49,14 @@ inline const auto& crrelu_glu_op() {
 }
 inline const auto& crrelu_glu_backward_op() {
   static const auto op = find_operator<CrreluGluBackwardOp>("crrelu_ext::crrelu_glu_backward");
+  return op;
+}
+inline const auto& crrelu_at_op() {
+  static const auto op = find_operator<CrreluAt>("crrelu_ext::crrelu_at");
+  return op;
+}
+inline const auto& crrelu_at_backward_op() {
+  static const auto op = find_operator<CrreluAtBackwardOp>("crrelu_ext::crrelu_at_backward");
   return op;
 }
 inline const auto& tabulated_op() {

@@ -62,7 +62,7 @@ struct TableOf {
 /// f(x), x between the ends or NaN, from a table (TableOf).
 struct Tabulated {
   static constexpr int kInputs = 1;
-  static constexpr bool kByChannel = false;
+  static constexpr int kNumbers = 0;
   template <class V, class Real = typename V::real>
   using Parameter = TableOf<V, Real>;
 

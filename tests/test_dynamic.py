@@ -23,6 +23,7 @@ from crrelu_ext import (
     ActivationScheduler,
     CRReLU,
     DynamicActivation,
+    DynamicCRReLU,
     eafo,
     plot_history,
     replace_activation,
@@ -37,10 +38,10 @@ from .test_distributed import in_two_processes
 def counted(
     input: Tensor, location: float = 0.0, scale: float = 1.0, samples: int = 2**40
 ) -> Tensor:
-    counts = torch.zeros(BINS + 3, dtype=torch.int64, device=input.device)
-    place = torch.tensor([location, scale], device=input.device)
-    torch.ops.crrelu_ext.count_(input, place, samples, counts)
-    return counts
+    counts = torch.zeros(1, BINS + 3, dtype=torch.int64, device=input.device)
+    place = torch.tensor([[location], [scale]], device=input.device)
+    torch.ops.crrelu_ext.count_(input, place, samples, 0, counts)
+    return counts[0]
 
 
 def quantiles(density: Normal, number: int = 200_000) -> Tensor:
@@ -84,43 +85,69 @@ def test_only_a_sample_is_counted(device: str) -> None:
 
 
 def test_native_and_composed_counts_agree() -> None:
-    x = torch.randn(5000)
-    expected = counted(x, 0.3, 0.7)
-    counts, place = torch.zeros_like(expected), torch.tensor([0.3, 0.7])
-    torch.ops.crrelu_ext.count_.default._op_dk(
-        torch._C.DispatchKey.CompositeExplicitAutograd, x, place, 2**40, counts
-    )
-    assert torch.equal(counts, expected)
+    count = torch.ops.crrelu_ext.count_.default
+    x = torch.randn(8, 5, 60, dtype=torch.float64)
+    x[0, 0, :4] = torch.tensor([math.nan, math.inf, -math.inf, 1e300])
+    for input in (x, x.float(), x.transpose(0, 2), x[:, :, ::2]):
+        for channels, samples in ((1, 2**40), (5, 2**40), (5, 50), (1, 50)):
+            place = torch.stack([torch.linspace(-1, 1, channels), torch.linspace(0.3, 2, channels)])
+            native, composed = torch.zeros(2, channels, BINS + 3, dtype=torch.int64)
+            count(input, place, samples, 1, native)
+            count._op_dk(
+                torch._C.DispatchKey.CompositeExplicitAutograd, input, place, samples, 1, composed
+            )
+            # Which elements a sample has depends on how they lie; all of them are all.
+            if samples > input.numel() or input.is_contiguous():
+                assert torch.equal(native, composed) or channels == 1
+            assert native.sum() == composed.sum()
+
+
+def test_counts_by_channel(device: str, dtype: torch.dtype) -> None:
+    x = torch.randn(6, 4, 5, 7, device=device).to(dtype)
+    place = torch.tensor([[0.0, 1.0, -1.0, 0.2], [1.0, 0.5, 2.0, 0.1]], device=device)
+    for input in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2]):
+        counts = torch.zeros(4, BINS + 3, dtype=torch.int64, device=device)
+        torch.ops.crrelu_ext.count_(input, place, 2**40, 1, counts)
+        for c in range(4):
+            expected = counted(input[:, c], place[0, c].item(), place[1, c].item())
+            assert torch.equal(counts[c], expected)
+    few = torch.zeros(4, BINS + 3, dtype=torch.int64, device=device)
+    torch.ops.crrelu_ext.count_(x, place, 1, 1, few)  # of each channel some
+    assert (few.sum(-1) >= 4).all()
+    assert (few.sum(-1) <= 8).all()
 
 
 @pytest.mark.parametrize(
-    ("place", "samples", "bins", "match"),
+    ("place", "samples", "counts", "match"),
     [
-        (torch.zeros(3), 1, BINS + 3, "place has shape"),
-        (torch.zeros(2), 0, BINS + 3, "samples is 0; allowed are 1 and more"),
-        (torch.zeros(2), 1, BINS, "counts has shape"),
+        (torch.zeros(2), 1, (1, BINS + 3), "place has shape"),
+        (torch.zeros(2, 1), 0, (1, BINS + 3), "samples is 0; allowed are 1 and more"),
+        (torch.zeros(2, 1), 1, (1, BINS), "counts has shape"),
+        (torch.zeros(2, 3), 1, (1, BINS + 3), "counts has shape"),
+        (torch.zeros(2, 4), 1, (4, BINS + 3), "place has 4 channels, but input has size 3"),
     ],
 )
-def test_bad_counts(place: Tensor, samples: int, bins: int, match: str) -> None:
+def test_bad_counts(place: Tensor, samples: int, counts: tuple[int, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         torch.ops.crrelu_ext.count_(
-            torch.zeros(3), place, samples, torch.zeros(bins, dtype=torch.int64)
+            torch.zeros(3), place, samples, 0, torch.zeros(counts, dtype=torch.int64)
         )
 
 
 def test_opcheck_of_counting() -> None:
-    counts, place = torch.zeros(BINS + 3, dtype=torch.int64), torch.tensor([0.0, 1.0])
-    torch.library.opcheck(torch.ops.crrelu_ext.count_.default, (torch.randn(30), place, 10, counts))
+    counts, place = torch.zeros(2, BINS + 3, dtype=torch.int64), torch.ones(2, 2)
+    arguments = (torch.randn(30, 2), place, 10, 1, counts)
+    torch.library.opcheck(torch.ops.crrelu_ext.count_.default, arguments)
 
 
 def test_it_measures_in_training_alone() -> None:
     act, x = DynamicActivation(samples=50), torch.randn(50, requires_grad=True)
     act.eval()(x)
-    assert act.counts.sum() == 0
+    assert act.histogram.counts.sum() == 0
     act.train()
     for accumulated in (1, 2, 3):
         act(x).sum().backward()
-        assert act.counts.sum() == 50 * accumulated
+        assert act.histogram.counts.sum() == 50 * accumulated
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -129,7 +156,7 @@ def test_checkpointed_elements_are_counted_once(reentrant: bool) -> None:
     x = torch.randn(50, requires_grad=True)
     checkpoint(act, x, use_reentrant=reentrant).sum().backward()
     assert x.grad is not None
-    assert act.counts.sum() == 50
+    assert act.histogram.counts.sum() == 50
 
 
 def test_the_static_engine_derives_the_same() -> None:
@@ -164,8 +191,8 @@ def test_it_finds_its_input_and_lowers_the_entropy() -> None:
     train(scheduler, inputs, 60)
     for (layer, density), history in zip(inputs.items(), scheduler.history.values(), strict=True):
         assert len(history) == 8
-        assert abs(layer.place[0] - density.mean) < 0.1 * density.stddev
-        assert 0.9 < layer.place[1] / density.stddev < 1.1
+        assert abs(layer.histogram.place[0] - density.mean) < 0.1 * density.stddev
+        assert 0.9 < layer.histogram.place[1] / density.stddev < 1.1
         accepted = [update for update in history if update.refusal is None]
         assert len(accepted) >= 4
         assert all(update.entropy < update.entropy_before for update in accepted)
@@ -191,10 +218,10 @@ def test_trust_bounds_every_change_and_ends() -> None:
     density = Normal(0.0, 1.0)
     train(scheduler, {act: density}, 8)
     for _ in range(12):
-        before, place = act.table.clone(), act.place.clone()
+        before, place = act.table.clone(), act.histogram.place.clone()
         left = 0.003 * (1 - (scheduler.steps + 4) / 40)
         train(scheduler, {act: density}, 4)
-        if torch.equal(place, act.place):
+        if torch.equal(place, act.histogram.place):
             change = (act.table[1] - before[1]).abs().max()
             assert change <= max(left, 0) * place[1] * 1.001 + 1e-6
     final = act.table.clone()
@@ -235,7 +262,7 @@ def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Linear(4, 16), DynamicActivation(), nn.Linear(16, 16), DynamicActivation(knots=100),
-        nn.Linear(16, 1),
+        nn.Linear(16, 16), DynamicCRReLU(), nn.Linear(16, 8), DynamicCRReLU(8), nn.Linear(8, 1),
     )  # fmt: skip
 
 
@@ -289,7 +316,12 @@ def test_a_resumed_run_is_bit_for_bit_the_same() -> None:
 def two_ranks(rank: int, folder: Path) -> None:
     model, scheduler, optimizer = start()
     fit(DistributedDataParallel(model), scheduler, optimizer, range(40), rank, 2)
-    torch.save([layer.table for layer in scheduler.layers.values()], folder / f"{rank}.pt")
+    torch.save([function_of(layer) for layer in scheduler.layers.values()], folder / f"{rank}.pt")
+
+
+def function_of(layer: nn.Module) -> Tensor:
+    """The buffer that an update replaces."""
+    return layer.table if isinstance(layer, DynamicActivation) else layer.histogram.place
 
 
 def test_two_processes_derive_the_same_bits(tmp_path: Path) -> None:
@@ -299,9 +331,10 @@ def test_two_processes_derive_the_same_bits(tmp_path: Path) -> None:
     fit(model, scheduler, optimizer, range(40))
     for a, b, layer in zip(first, second, scheduler.layers.values(), strict=True):
         assert torch.equal(a, b)
-        assert not torch.equal(a, DynamicActivation(knots=a.shape[1]).table)
         # All elements of these batches are counted, so one process has nearly the same counts.
-        assert (a[0] - layer.table[0]).abs().max() < 0.2
+        assert (a[0] - function_of(layer)[0]).abs().max() < 0.2
+    for a, fresh in zip(first, network()[1::2], strict=True):
+        assert not torch.equal(a, function_of(fresh))
 
 
 def test_no_recompilation_at_an_update() -> None:
@@ -317,22 +350,24 @@ def test_no_recompilation_at_an_update() -> None:
         torch.testing.assert_close(output, tabulated(x, act.table) * 2)
         scheduler.step()
     assert counter.frame_count == 1
-    assert act.counts.sum() > 0 or scheduler.steps % 4 == 0
+    assert act.histogram.counts.sum() > 0 or scheduler.steps % 4 == 0
     assert len(scheduler.history[""]) == 3
 
 
-def test_mixed_precision_and_copies() -> None:
-    act = DynamicActivation()
+@pytest.mark.parametrize("kind", [DynamicActivation, DynamicCRReLU])
+def test_mixed_precision_and_copies(kind: Any) -> None:
+    act = kind()
     act(torch.randn(4096))
     with torch.autocast("cpu", torch.bfloat16):
         assert act(torch.randn(4096, dtype=torch.bfloat16)).dtype == torch.bfloat16
     for other in (copy.deepcopy(act), pickle.loads(pickle.dumps(act))):
-        assert torch.equal(other.counts, act.counts)
-        assert torch.equal(other.table, act.table)
+        assert torch.equal(other.histogram.counts, act.histogram.counts)
+        assert torch.equal(function_of(other), function_of(act))
     act.bfloat16()
-    assert act.place.dtype == act.table.dtype == torch.float32
-    assert act.counts.dtype == torch.int64
-    assert "counts" not in act.state_dict()
+    assert act.histogram.place.dtype == function_of(act).dtype == torch.float32
+    assert act.histogram.counts.dtype == torch.int64
+    own = ["table", "error"] if kind is DynamicActivation else ["epsilon"]
+    assert list(act.state_dict()) == [*own, "histogram.place"]
 
 
 def test_other_starts() -> None:

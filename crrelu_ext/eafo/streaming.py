@@ -23,12 +23,12 @@ from crrelu_ext.eafo.densities import (
     smoothed_log_prob,
 )
 from crrelu_ext.eafo.grid import Grid, Jet, Problems
+from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, moments
 
 KNOTS = 257
 STRIDE = 4
 """Corrections are splines through every fourth knot, as in the engine."""
 _END = math.asinh(REACH)
-_CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
 UNRESOLVED = 0.25
 """The part of D that its spline may miss. What it keeps is a direction, too, with less noise."""
 MARGIN = 0.1
@@ -37,8 +37,6 @@ _WIDTHS_PER_OCTAVE = 8
 """Bandwidths are rounded to these, so that layers and updates share their kernels."""
 DRIFT = 0.25
 """In scales: how far the mean may be from the location, and the spread from the scale."""
-OUTSIDE = 0.01
-"""The part of the input that may lie beyond the histogram."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,6 @@ class Streams:
         self.outside = keep * self.outside + counts[:, BELOW] + counts[:, ABOVE]
         self.not_finite = self.not_finite + counts[:, NOT_FINITE]
 
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the histograms, in scales from the location."""
-        total = self.masses.sum(-1, keepdim=True).clamp(min=1)
-        mean = (self.masses * _CENTERS).sum(-1, keepdim=True) / total
-        variance = (self.masses * (_CENTERS - mean) ** 2).sum(-1, keepdim=True) / total
-        return mean[:, 0], variance.sqrt()[:, 0]
-
     def calibrate(self) -> None:
         """Lays grid and bins where the input is, and begins there with the starting functions."""
         self._follow(drift=0.0)
@@ -107,10 +98,10 @@ class Streams:
 
     def _follow(self, drift: float) -> None:
         """Moves grids and bins to where the input has gone, and their contents with them."""
-        mean, spread = self._moments()
+        mean, variance = moments(self.masses)
         inside = self.masses.sum(-1)
         beyond = self.outside > OUTSIDE * (inside + self.outside)
-        factor = spread.clamp(min=0.25 / BINS_PER_SCALE).where(~beyond, 8.0)
+        factor = variance.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
         shift = mean.where(inside > 0, 0.0)
         far = beyond | (shift.abs() > drift) | (factor.log().abs() > math.log1p(drift))
         far &= inside + self.outside >= FEWEST_SAMPLES
@@ -120,7 +111,7 @@ class Streams:
         spline = old.spline(self.values)
         location = self.location + (self.scale * shift).where(far, 0.0)
         scale = self.scale * factor.where(far, 1.0)
-        positions = ((self.location - location) / scale)[:, None] + _CENTERS * (self.scale / scale)[
+        positions = ((self.location - location) / scale)[:, None] + CENTERS * (self.scale / scale)[
             :, None
         ]
         moved = torch.stack(list(map(_rebinned, self.masses, positions)))
@@ -205,8 +196,10 @@ class Streams:
     def _density(self) -> tuple[Tensor, Tensor]:
         """log p and p' at the knots, with about the engine's bandwidths, at least a bin."""
         samples = self.masses.sum(-1, keepdim=True).clamp(min=1)
-        _, spread = self._moments()
-        widths = torch.stack(bandwidths(samples[:, 0], spread), -1).clamp(min=1 / BINS_PER_SCALE)
+        _, variance = moments(self.masses)
+        widths = torch.stack(bandwidths(samples[:, 0], variance.sqrt()), -1).clamp(
+            min=1 / BINS_PER_SCALE
+        )
         keys = (widths.log2() * _WIDTHS_PER_OCTAVE).round().long()
         p, dp = torch.empty(2, len(keys), KNOTS, dtype=torch.float64)
         for key in keys.unique(dim=0):
@@ -227,7 +220,7 @@ class Streams:
 def _kernels(width: int, width_of_slope: int) -> tuple[Tensor, Tensor]:
     """What makes p, and p', at the knots of the masses in the bins: (bins, knots) each."""
     s = torch.sinh(torch.linspace(-_END, _END, KNOTS, dtype=torch.float64))[:, None, None]
-    each, one = _CENTERS[:, None], torch.ones(1, dtype=torch.float64)
+    each, one = CENTERS[:, None], torch.ones(1, dtype=torch.float64)
     h, h_of_slope = (2 ** (w / _WIDTHS_PER_OCTAVE) for w in (width, width_of_slope))
     return (
         smoothed_log_prob(s, each, one, h)[..., 0].exp().T,

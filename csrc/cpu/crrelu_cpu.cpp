@@ -13,8 +13,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../checks.h"
-#include "../dense.h"
+#include "../native.h"
 #include "../tabulated.h"
 #include "dispatch.h"
 
@@ -39,29 +38,29 @@ constexpr int64_t kHugePageBytes = int64_t{8} << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Storage storage_of(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return Storage::kFloat;
-    case at::kDouble:
-      return Storage::kDouble;
-    case at::kBFloat16:
-      return Storage::kBFloat16;
-    default:
-      return Storage::kHalf;
-  }
-}
-
 const Kernels& kernels_for(Activation activation, at::ScalarType type) {
   return instruction_set().kernels(activation)[static_cast<int>(storage_of(type))];
 }
 
-/// A new tensor of the same shape and, where the input has no gaps, the same strides.
-at::Tensor empty_output(const at::Tensor& like) {
-  auto output =
-      like.is_non_overlapping_and_dense()
-          ? at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type())
-          : at::empty_like(like);
+/// The backend that native.h asks for.
+struct Cpu {
+  struct Guard {
+    explicit Guard(at::Device) {}
+  };
+  static at::Tensor empty_output(const at::Tensor& like);
+  static Parameter parameter(const Epsilons& given, const at::Tensor& dense);
+  static Parameter parameter(const Table& given, const at::Tensor& dense);
+  static void forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
+                      const at::Tensor& output);
+  template <size_t kWanted>
+  static std::array<at::Tensor, kWanted> backward(Activation activation,
+                                                  const at::Tensor& grad_output,
+                                                  at::TensorList inputs, const Parameter& parameter,
+                                                  const std::array<bool, kWanted>& wanted);
+};
+
+at::Tensor Cpu::empty_output(const at::Tensor& like) {
+  auto output = at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type());
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const int64_t bytes = output.nbytes();
   if (bytes >= kHugePageBytes) {
@@ -75,18 +74,49 @@ at::Tensor empty_output(const at::Tensor& like) {
   return output;
 }
 
-/// epsilon in the kernels' arithmetic type, contiguous. Its NaN is made the common one: the
-/// kernels' rounding to bfloat16 counts on NaNs whose low bits are zero.
-at::Tensor epsilon_for(const at::Tensor& epsilon, at::ScalarType input_type) {
-  const auto type = input_type == at::kDouble ? at::kDouble : at::kFloat;
-  auto converted = epsilon.scalar_type() == type && epsilon.is_contiguous()
-                       ? epsilon
-                       : epsilon.to(type).contiguous();
-  if (input_type != at::kBFloat16) return converted;
+/// Numbers in the kernels' arithmetic type, contiguous. NaN is made the common one: the kernels'
+/// rounding to bfloat16 counts on NaNs whose low bits are zero.
+at::Tensor numbers_for(const at::Tensor& numbers, const at::Tensor& input) {
+  const auto type = arithmetic_of(input);
+  auto converted = numbers.scalar_type() == type && numbers.is_contiguous()
+                       ? numbers
+                       : numbers.to(type).contiguous();
+  if (input.scalar_type() != at::kBFloat16) return converted;
   const float* values = converted.const_data_ptr<float>();
   const bool plain =
       std::none_of(values, values + converted.numel(), [](float v) { return std::isnan(v); });
   return plain ? converted : at::nan_to_num(converted, NAN, INFINITY, -INFINITY);
+}
+
+Parameter Cpu::parameter(const Epsilons& given, const at::Tensor& dense) {
+  Parameter parameter{
+      {numbers_for(given.epsilon, dense)}, given.layout(dense), given.epsilon.scalar_type()};
+  if (given.place.defined()) {
+    for (int k : {0, 1}) parameter.numbers[1 + k] = numbers_for(given.place.select(0, k), dense);
+  }
+  return parameter;
+}
+
+/// The table as TableOf takes it.
+Parameter Cpu::parameter(const Table& given, const at::Tensor& dense) {
+  const auto table = given.table.to(at::kDouble).contiguous();
+  const int64_t intervals = table.size(1) - 1;
+  const double *x = table.const_data_ptr<double>(), *y = x + intervals + 1, *m = y + intervals + 1;
+  const double width = (x[intervals] - x[0]) / static_cast<double>(intervals);
+  const auto type = arithmetic_of(dense);
+  const at::Tensor values = at::detail::empty_cpu({kTableHeader + 4 * intervals}, type);
+  AT_DISPATCH_FLOATING_TYPES(type, "table", [&] {
+    auto* value = values.mutable_data_ptr<scalar_t>();
+    value[kLower] = x[0];
+    value[kUpper] = x[intervals];
+    value[kPerUnit] = 1 / width;
+    value[kIntervals] = intervals;
+    for (int64_t k = 0; k < intervals; ++k) {
+      set_coefficients(value + kTableHeader + 4 * k, y[k], y[k + 1], m[k] * width,
+                       m[k + 1] * width);
+    }
+  });
+  return {{values}, given.layout(dense), type};
 }
 
 /// f(begin, end) over pieces of [0, count), on PyTorch's threads. at::parallel_for is compiled into
@@ -137,21 +167,19 @@ struct Plan {
 /// Pieces of work to give to a thread at a time, each of `numel` elements.
 int64_t grain(int64_t numel) { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, numel)); }
 
-/// The epsilons of one row.
-at::Tensor row_of_epsilons(const at::Tensor& epsilon, const Plan& plan) {
-  return epsilon.repeat_interleave(plan.inner).repeat({plan.repeats});
+/// The numbers of one row's columns.
+at::Tensor row_of(const at::Tensor& numbers, const Plan& plan) {
+  return numbers.repeat_interleave(plan.inner).repeat({plan.repeats});
 }
 
-/// The inputs that an activation may have, at the most.
-constexpr int kInputs = 2;
-
-/// Where the elements of the inputs, or of their gradients, lie; null for a tensor that is absent.
-template <class Void>
+/// Where the elements of the inputs, or of their gradients, lie, or a parameter's numbers; null for
+/// a tensor that is absent.
+template <class Void, int kTensors>
 struct Addresses {
-  std::array<Void*, kInputs> first{};
+  std::array<Void*, kTensors> first{};
 
   /// Those of the elements that lie so many bytes behind the first ones.
-  std::array<Void*, kInputs> at(int64_t bytes) const {
+  std::array<Void*, kTensors> at(int64_t bytes) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
     auto addresses = first;
     for (auto& address : addresses) {
@@ -161,35 +189,44 @@ struct Addresses {
   }
 };
 
-Addresses<const void> addresses_of(at::TensorList tensors) {
-  Addresses<const void> addresses;
-  for (size_t i = 0; i < tensors.size(); ++i) addresses.first[i] = tensors[i].const_data_ptr();
+template <int kTensors>
+Addresses<const void, kTensors> addresses_of(at::TensorList tensors) {
+  Addresses<const void, kTensors> addresses;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].defined()) addresses.first[i] = tensors[i].const_data_ptr();
+  }
   return addresses;
 }
 
-/// What an activation has beside its inputs, in the kernels' arithmetic type: epsilons, or a table.
-struct Parameter {
-  at::Tensor values;
-  Layout layout;
+/// The parameter's numbers, where in rows written out for each column, and their size in bytes.
+struct Numbers {
+  std::array<at::Tensor, kMostNumbers> tensors;
+  Addresses<const void, kMostNumbers> first;
+  int64_t size;
 
-  static Parameter epsilon(const at::Tensor& epsilon, const at::Tensor& input,
-                           int64_t channel_dim) {
-    return {epsilon_for(epsilon, input.scalar_type()), layout_of(input, epsilon, channel_dim)};
+  Numbers(const Parameter& parameter, const Plan& plan) : tensors(parameter.numbers) {
+    if (plan.rows) {
+      for (auto& numbers : tensors) {
+        if (numbers.defined()) numbers = row_of(numbers, plan);
+      }
+    }
+    first = addresses_of<kMostNumbers>(tensors);
+    size = tensors[0].element_size();
   }
+  /// From those of a channel or column on.
+  std::array<const void*, kMostNumbers> at(int64_t i) const { return first.at(i * size); }
 };
 
-/// f of `inputs`, which have no gaps and lie alike, into `output`, which does so too.
-void forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
-             const at::Tensor& output) {
+void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
+                  const at::Tensor& output) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
   const Plan plan(parameter.layout);
-  const auto epsilon = plan.rows ? row_of_epsilons(parameter.values, plan) : parameter.values;
-  const int64_t size = input.element_size(), step = epsilon.element_size();
-  const auto x = addresses_of(inputs);
-  const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
+  const Numbers numbers(parameter, plan);
+  const int64_t size = input.element_size();
+  const auto x = addresses_of<kMostInputs>(inputs);
   auto* y = static_cast<char*>(output.mutable_data_ptr());
   const bool stream = x.first[0] != y && numel * size >= kStreamBytes;
 
@@ -198,14 +235,14 @@ void forward(Activation activation, at::TensorList inputs, const Parameter& para
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i / plan.tiles() * plan.band, column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
-        kernels.forward_rows(x.at(at).data(), e + column * step, y + at,
+        kernels.forward_rows(x.at(at).data(), numbers.at(column).data(), y + at,
                              std::min(plan.band, plan.full_rows - row),
                              std::min(plan.tile, plan.columns - column), plan.columns);
       }
     });
     const int64_t at = (numel - plan.rest) * size;
     // Nothing, if rest is 0.
-    kernels.forward_rows(x.at(at).data(), e, y + at, 1, plan.rest, plan.rest);
+    kernels.forward_rows(x.at(at).data(), numbers.at(0).data(), y + at, 1, plan.rest, plan.rest);
     return;
   }
   const int64_t channels = parameter.layout.channels;
@@ -213,7 +250,7 @@ void forward(Activation activation, at::TensorList inputs, const Parameter& para
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
-      kernels.forward(x.at(at).data(), e + run % channels * step, y + at,
+      kernels.forward(x.at(at).data(), numbers.at(run % channels).data(), y + at,
                       std::min(kChunk, plan.inner - start), stream);
     }
   });
@@ -228,62 +265,49 @@ struct Slots {
   int64_t inner = 0;
 };
 
-struct Grads {
-  std::array<at::Tensor, kInputs> inputs;
-  Slots epsilon;
-};
-
 /// The gradient of epsilon: its slots added up, in a fixed order.
-at::Tensor fold(const Slots& slots, const at::Tensor& epsilon) {
-  const int64_t channels = epsilon.numel();
+at::Tensor fold(const Slots& slots, const Parameter& parameter) {
+  const int64_t channels = parameter.numbers[0].numel();
   Sums totals(channels, 0);
   for (const double* slot = slots.sums.begin(); slot < slots.sums.end();) {
     for (double& total : totals) {
       for (int64_t k = 0; k < slots.inner; ++k) total += *slot++;
     }
   }
-  auto folded = at::detail::empty_cpu({channels}, epsilon.scalar_type());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, epsilon.scalar_type(), "fold", [&] {
+  auto folded = at::detail::empty_cpu({channels}, parameter.type);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, parameter.type, "fold", [&] {
     std::copy(totals.begin(), totals.end(), folded.mutable_data_ptr<scalar_t>());
   });
   return folded;
 }
 
-/// The gradients wanted: those of the inputs, then the slots of epsilon's. `inputs` have no gaps
-/// and lie alike, and so does `grad_output`.
-Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
-               const Parameter& parameter, at::ArrayRef<bool> wanted) {
+/// Writes the gradients of the inputs to where they are wanted, and returns the slots of epsilon's
+/// if that is.
+Slots compute_gradients(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
+                        const Parameter& parameter, const Addresses<void, kMostInputs>& gx,
+                        bool want_epsilon) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
-  const bool want_epsilon = wanted.back();
-  Grads grads;
-  Sums& sums = grads.epsilon.sums;
-  Addresses<void> gx;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!wanted[i]) continue;
-    grads.inputs[i] = empty_output(input);
-    gx.first[i] = grads.inputs[i].mutable_data_ptr();
-  }
-  if (numel == 0) return grads;
-  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
+  Slots slots;
+  if (numel == 0) return slots;
+  Sums& sums = slots.sums;
   const auto& kernels = kernels_for(activation, input.scalar_type());
   const Plan plan(parameter.layout);
-  const auto epsilon = plan.rows ? row_of_epsilons(parameter.values, plan) : parameter.values;
-  const int64_t size = input.element_size(), step = epsilon.element_size();
+  const Numbers numbers(parameter, plan);
+  const int64_t size = input.element_size();
   const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
-  const auto x = addresses_of(inputs);
-  const auto* e = static_cast<const char*>(epsilon.const_data_ptr());
+  const auto x = addresses_of<kMostInputs>(inputs);
   const bool stream = numel * size >= kStreamBytes;
 
   if (plan.rows) {
-    grads.epsilon.inner = plan.inner;  // a band's columns: (repeats, channels, inner)
+    slots.inner = plan.inner;  // a band's columns: (repeats, channels, inner)
     if (want_epsilon) sums.resize((plan.bands() + (plan.rest > 0)) * plan.columns);
     parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t band = i / plan.tiles(), row = band * plan.band,
                       column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
-        kernels.backward_rows(g + at, x.at(at).data(), e + column * step, gx.at(at).data(),
+        kernels.backward_rows(g + at, x.at(at).data(), numbers.at(column).data(), gx.at(at).data(),
                               want_epsilon ? sums.data() + band * plan.columns + column : nullptr,
                               std::min(plan.band, plan.full_rows - row),
                               std::min(plan.tile, plan.columns - column), plan.columns);
@@ -291,135 +315,48 @@ Grads backward(Activation activation, const at::Tensor& grad_output, at::TensorL
     });
     if (plan.rest > 0) {
       const int64_t at = (numel - plan.rest) * size;
-      kernels.backward_rows(g + at, x.at(at).data(), e, gx.at(at).data(),
+      kernels.backward_rows(g + at, x.at(at).data(), numbers.at(0).data(), gx.at(at).data(),
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
-    return grads;
+    return slots;
   }
   // A slot for each piece of each run.
-  const int64_t channels = parameter.layout.channels, slots = plan.runs * plan.pieces;
-  grads.epsilon.inner = plan.pieces;
-  if (want_epsilon) sums.resize(slots);
-  parallel_for(slots, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  const int64_t channels = parameter.layout.channels, count = plan.runs * plan.pieces;
+  slots.inner = plan.pieces;
+  if (want_epsilon) sums.resize(count);
+  parallel_for(count, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
-      kernels.backward(g + at, x.at(at).data(), e + run % channels * step, gx.at(at).data(),
+      kernels.backward(g + at, x.at(at).data(), numbers.at(run % channels).data(), gx.at(at).data(),
                        want_epsilon ? &sums[i] : nullptr, std::min(kChunk, plan.inner - start),
                        stream);
     }
   });
-  return grads;
+  return slots;
 }
 
-at::Tensor crrelu_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
-  check_arguments(input, epsilon, channel_dim);
-  auto output = empty_output(input);
-  const auto dense = without_gaps(input);
-  forward(Activation::kPlain, {dense}, Parameter::epsilon(epsilon, dense, channel_dim), output);
-  return output;
-}
-
-at::Tensor& crrelu_out_cpu(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim,
-                           at::Tensor& out) {
-  check_arguments(input, epsilon, channel_dim);
-  prepare_out(input, epsilon, out);
-  if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
-      input.is_non_overlapping_and_dense()) {
-    forward(Activation::kPlain, {input}, Parameter::epsilon(epsilon, input, channel_dim), out);
-  } else {
-    out.copy_(crrelu_cpu(input, epsilon, channel_dim));
+template <size_t kWanted>
+std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::Tensor& grad_output,
+                                              at::TensorList inputs, const Parameter& parameter,
+                                              const std::array<bool, kWanted>& wanted) {
+  std::array<at::Tensor, kWanted> grads;
+  Addresses<void, kMostInputs> gx;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!wanted[i]) continue;
+    grads[i] = empty_output(inputs[0]);
+    gx.first[i] = grads[i].mutable_data_ptr();
   }
-  return out;
-}
-
-std::tuple<at::Tensor, at::Tensor> crrelu_backward_cpu(const at::Tensor& grad_output,
-                                                       const at::Tensor& input,
-                                                       const at::Tensor& epsilon,
-                                                       int64_t channel_dim,
-                                                       std::array<bool, 2> output_mask) {
-  check_arguments(input, epsilon, channel_dim);
-  check_grad_output(grad_output, input);
-  const auto dense = without_gaps(input);
-  auto grads = backward(Activation::kPlain, laid_out_as(grad_output, dense), {dense},
-                        Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
-  return {std::move(grads.inputs[0]), output_mask[1] ? fold(grads.epsilon, epsilon) : at::Tensor()};
-}
-
-at::Tensor crrelu_glu_cpu(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
-                          int64_t channel_dim) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
-  const auto dense = without_gaps(gate);
-  auto output = empty_output(dense);
-  forward(Activation::kGated, {dense, laid_out_as(up, dense)},
-          Parameter::epsilon(epsilon, dense, channel_dim), output);
-  return output;
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
-    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
-  check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
-  const auto dense = without_gaps(gate);
-  auto grads =
-      backward(Activation::kGated, laid_out_as(grad_output, dense), {dense, laid_out_as(up, dense)},
-               Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
-  return {std::move(grads.inputs[0]), std::move(grads.inputs[1]),
-          output_mask[2] ? fold(grads.epsilon, epsilon) : at::Tensor()};
-}
-
-/// A table as the kernels take it (TableOf), for an input of this type.
-Parameter table_for(const at::Tensor& table_, const at::Tensor& input) {
-  const auto table = table_.to(at::kDouble).contiguous();
-  const int64_t intervals = table.size(1) - 1;
-  const double *x = table.const_data_ptr<double>(), *y = x + intervals + 1, *m = y + intervals + 1;
-  const double width = (x[intervals] - x[0]) / static_cast<double>(intervals);
-  const auto type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor values = at::detail::empty_cpu({kTableHeader + 4 * intervals}, type);
-  AT_DISPATCH_FLOATING_TYPES(type, "table_for", [&] {
-    auto* value = values.mutable_data_ptr<scalar_t>();
-    value[kLower] = x[0];
-    value[kUpper] = x[intervals];
-    value[kPerUnit] = 1 / width;
-    value[kIntervals] = intervals;
-    for (int64_t k = 0; k < intervals; ++k) {
-      set_coefficients(value + kTableHeader + 4 * k, y[k], y[k + 1], m[k] * width,
-                       m[k + 1] * width);
-    }
-  });
-  return {values, {1, 1, input.numel()}};
-}
-
-at::Tensor tabulated_cpu(const at::Tensor& input, const at::Tensor& table) {
-  check_table_arguments("tabulated", input, table);
-  const auto dense = without_gaps(input);
-  auto output = empty_output(dense);
-  forward(Activation::kTabulated, {dense}, table_for(table, dense), output);
-  return output;
-}
-
-at::Tensor tabulated_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                  const at::Tensor& table) {
-  check_table_arguments("tabulated_backward", input, table);
-  check_alike("tabulated_backward", "grad_output", grad_output, "input", input);
-  const auto dense = without_gaps(input);
-  auto grads = backward(Activation::kTabulated, laid_out_as(grad_output, dense), {dense},
-                        table_for(table, dense), {true, false});
-  return std::move(grads.inputs[0]);
+  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
+  const auto slots =
+      compute_gradients(activation, grad_output, inputs, parameter, gx, wanted.back());
+  if (wanted.back()) grads.back() = fold(slots, parameter);
+  return grads;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) {
-  m.impl("crrelu", crrelu_cpu);
-  m.impl("crrelu.out", crrelu_out_cpu);
-  m.impl("crrelu_backward", crrelu_backward_cpu);
-  m.impl("crrelu_glu", crrelu_glu_cpu);
-  m.impl("crrelu_glu_backward", crrelu_glu_backward_cpu);
-  m.impl("tabulated", tabulated_cpu);
-  m.impl("tabulated_backward", tabulated_backward_cpu);
-}
+TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) { Operators<Cpu>::implement(m); }
 
 }  // namespace crrelu

@@ -19,7 +19,7 @@ template <class F, class V, Precision P, class S>
 class Loops {
  public:
   static constexpr Kernels kernels() {
-    if constexpr (F::kByChannel) {
+    if constexpr (F::kNumbers > 0) {
       return {forward, forward_rows, backward, backward_rows};
     } else {
       return {forward, nullptr, backward, nullptr};
@@ -35,6 +35,27 @@ class Loops {
       typename std::conditional<P == Precision::kFull && kInputs == 1, Pair<V>, Wide>::type;
   template <class W>
   using Parameter = typename F::template Parameter<W, Real>;
+
+  /// The same one for all elements.
+  template <class W>
+  static CRRELU_INLINE Parameter<W> shared(const void* const* parameter) {
+    if constexpr (F::kNumbers == 0) {
+      return F::template shared<W>(static_cast<const Real*>(parameter[0]));
+    } else {
+      W numbers[F::kNumbers];
+      for (int k = 0; k < F::kNumbers; ++k) numbers[k] = W(*static_cast<const Real*>(parameter[k]));
+      return F::parameter(numbers);
+    }
+  }
+  /// Those of the columns from the i-th on.
+  template <class W, class... Count>
+  static CRRELU_INLINE Parameter<W> of_columns(const void* const* parameter, int64_t i,
+                                               Count... count) {
+    W numbers[F::kNumbers];
+    for (int k = 0; k < F::kNumbers; ++k)
+      numbers[k] = W::load(static_cast<const Real*>(parameter[k]) + i, count...);
+    return F::parameter(numbers);
+  }
 
   /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
   /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
@@ -137,10 +158,9 @@ class Loops {
     return gradients.parameter;
   }
 
-  static void forward(const void* const* inputs, const void* epsilon, void* output, int64_t numel,
-                      bool stream) {
+  static void forward(const void* const* inputs, const void* const* parameter, void* output,
+                      int64_t numel, bool stream) {
     auto* y = static_cast<S*>(output);
-    const auto* parameter = static_cast<const Real*>(epsilon);
     if (stream && can_stream(y)) {
       forward_run(Sources(inputs), parameter, y, numel, Streamed());
       V::stream_fence();
@@ -150,10 +170,10 @@ class Loops {
   }
 
   template <class Access>
-  static void forward_run(const Sources inputs, const Real* shared, S* y, int64_t numel,
+  static void forward_run(const Sources inputs, const void* const* numbers, S* y, int64_t numel,
                           Access access) {
-    const auto wide_parameter = F::template shared<Wide>(shared);
-    const auto parameter = F::template shared<V>(shared);
+    const auto wide_parameter = shared<Wide>(numbers);
+    const auto parameter = shared<V>(numbers);
     int64_t i = 0;
     for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
       forward_at<Wide>(i, inputs, wide_parameter, y, access);
@@ -163,34 +183,33 @@ class Loops {
     }
   }
 
-  static void forward_rows(const void* const* inputs_, const void* epsilon_, void* output,
+  static void forward_rows(const void* const* inputs_, const void* const* numbers, void* output,
                            int64_t rows, int64_t columns, int64_t stride) {
     const Sources inputs(inputs_);
     auto* y = static_cast<S*>(output);
-    const auto* epsilon = static_cast<const Real*>(epsilon_);
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
       int64_t i = 0;
       for (; i + Wide::kLanes <= columns; i += Wide::kLanes) {
-        const Parameter<Wide> parameter(Wide::load(epsilon + i));
+        const auto parameter = of_columns<Wide>(numbers, i);
         for (int64_t j = begin + i; j < end; j += stride)
           forward_at<Wide>(j, inputs, parameter, y, InOrder());
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
-        const Parameter<V> parameter(V::load(epsilon + i, count));
+        const auto parameter = of_columns<V>(numbers, i, count);
         for (int64_t j = begin + i; j < end; j += stride)
           forward_at<V>(j, inputs, parameter, y, First{count});
       }
     }
   }
 
-  static void backward(const void* grad_output, const void* const* inputs_, const void* epsilon,
-                       void* const* grad_inputs, double* sum, int64_t numel, bool stream) {
+  static void backward(const void* grad_output, const void* const* inputs_,
+                       const void* const* parameter, void* const* grad_inputs, double* sum,
+                       int64_t numel, bool stream) {
     const auto* g = static_cast<const S*>(grad_output);
     const Sources inputs(inputs_);
     const Targets grads(grad_inputs);
-    const auto* parameter = static_cast<const Real*>(epsilon);
     if (!grads.any) {
       *sum = backward_run<false, true>(g, inputs, parameter, grads, numel, Cached());
     } else if (stream && grads.can_stream) {
@@ -208,10 +227,10 @@ class Loops {
   }
 
   template <bool kWantInputs, bool kWantParameter, class Access>
-  static double backward_run(const S* g, const Sources inputs, const Real* shared,
+  static double backward_run(const S* g, const Sources inputs, const void* const* numbers,
                              const Targets grads, int64_t numel, Access access) {
-    const auto wide_parameter = F::template shared<WideGradients>(shared);
-    const auto parameter = F::template shared<V>(shared);
+    const auto wide_parameter = shared<WideGradients>(numbers);
+    const auto parameter = shared<V>(numbers);
     double lanes[WideGradients::kLanes] = {};
     for (int64_t i = 0; i < numel;) {
       const int64_t end = numel - i < kBlock ? numel : i + kBlock;
@@ -235,30 +254,29 @@ class Loops {
   }
 
   static void backward_rows(const void* grad_output, const void* const* inputs_,
-                            const void* epsilon_, void* const* grad_inputs, double* sums,
+                            const void* const* numbers, void* const* grad_inputs, double* sums,
                             int64_t rows, int64_t columns, int64_t stride) {
     const auto* g = static_cast<const S*>(grad_output);
     const Sources inputs(inputs_);
     const Targets grads(grad_inputs);
-    const auto* epsilon = static_cast<const Real*>(epsilon_);
     if (!grads.any) {
-      backward_matrix<false, true>(g, inputs, epsilon, grads, sums, rows, columns, stride);
+      backward_matrix<false, true>(g, inputs, numbers, grads, sums, rows, columns, stride);
     } else if (sums) {
-      backward_matrix<true, true>(g, inputs, epsilon, grads, sums, rows, columns, stride);
+      backward_matrix<true, true>(g, inputs, numbers, grads, sums, rows, columns, stride);
     } else {
-      backward_matrix<true, false>(g, inputs, epsilon, grads, sums, rows, columns, stride);
+      backward_matrix<true, false>(g, inputs, numbers, grads, sums, rows, columns, stride);
     }
   }
 
   template <bool kWantInputs, bool kWantParameter>
-  static void backward_matrix(const S* g, const Sources inputs, const Real* epsilon,
+  static void backward_matrix(const S* g, const Sources inputs, const void* const* numbers,
                               const Targets grads, double* sums, int64_t rows, int64_t columns,
                               int64_t stride) {
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
       int64_t i = 0;
       for (; i + WideGradients::kLanes <= columns; i += WideGradients::kLanes) {
-        const Parameter<WideGradients> parameter(WideGradients::load(epsilon + i));
+        const auto parameter = of_columns<WideGradients>(numbers, i);
         WideGradients sum(0);
         for (int64_t j = begin + i; j < end; j += stride)
           sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, InOrder());
@@ -266,7 +284,7 @@ class Loops {
       }
       for (; i < columns; i += V::kLanes) {
         const int count = tail(columns - i);
-        const Parameter<V> parameter(V::load(epsilon + i, count));
+        const auto parameter = of_columns<V>(numbers, i, count);
         V sum(0);
         for (int64_t j = begin + i; j < end; j += stride)
           sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, First{count});
@@ -306,6 +324,8 @@ const Kernels* kernels_of(Activation activation) {
       return Tables<CRReLU, V32, V64>::kernels;
     case Activation::kGated:
       return Tables<CRReLUGated, V32, V64>::kernels;
+    case Activation::kPlaced:
+      return Tables<CRReLUPlaced, V32, V64>::kernels;
     default:
       return Tables<Tabulated, V32, V64>::kernels;
   }

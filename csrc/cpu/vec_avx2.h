@@ -126,6 +126,7 @@ struct Float64x4 {
   CRRELU_INLINE V operator-(V a, V b) { return _mm256_sub_##ps(a.v, b.v); }           \
   CRRELU_INLINE V operator-(V a) { return -a.v; }                                     \
   CRRELU_INLINE V operator*(V a, V b) { return _mm256_mul_##ps(a.v, b.v); }           \
+  CRRELU_INLINE V operator/(V a, V b) { return _mm256_div_##ps(a.v, b.v); }           \
   CRRELU_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_##ps(a.v, b.v, c.v); }     \
   CRRELU_INLINE V min(V a, V b) { return _mm256_min_##ps(a.v, b.v); }                 \
   CRRELU_INLINE V max(V a, V b) { return _mm256_max_##ps(a.v, b.v); }                 \

@@ -172,6 +172,7 @@ struct Float64x8 {
   CRRELU_INLINE V operator-(V a, V b) { return _mm512_sub_##ps(a.v, b.v); }                  \
   CRRELU_INLINE V operator-(V a) { return -a.v; }                                            \
   CRRELU_INLINE V operator*(V a, V b) { return _mm512_mul_##ps(a.v, b.v); }                  \
+  CRRELU_INLINE V operator/(V a, V b) { return _mm512_div_##ps(a.v, b.v); }                  \
   CRRELU_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_##ps(a.v, b.v, c.v); }            \
   CRRELU_INLINE V min(V a, V b) { return _mm512_min_##ps(a.v, b.v); }                        \
   CRRELU_INLINE V max(V a, V b) { return _mm512_max_##ps(a.v, b.v); }                        \

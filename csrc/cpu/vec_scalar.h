@@ -100,6 +100,7 @@ CRRELU_INLINE Float64x1 operator+(Float64x1 a, Float64x1 b) { return Float64x1(a
 CRRELU_INLINE Float64x1 operator-(Float64x1 a, Float64x1 b) { return Float64x1(a.v - b.v); }
 CRRELU_INLINE Float64x1 operator-(Float64x1 a) { return Float64x1(-a.v); }
 CRRELU_INLINE Float64x1 operator*(Float64x1 a, Float64x1 b) { return Float64x1(a.v * b.v); }
+CRRELU_INLINE Float64x1 operator/(Float64x1 a, Float64x1 b) { return Float64x1(a.v / b.v); }
 CRRELU_INLINE Float64x1 fma(Float64x1 a, Float64x1 b, Float64x1 c) {
   return Float64x1(std::fma(a.v, b.v, c.v));
 }

@@ -10,25 +10,11 @@
 #include <algorithm>
 #include <array>
 
-#include "../checks.h"
-#include "../dense.h"
+#include "../native.h"
 #include "kernels.h"
 
 namespace crrelu::cuda {
 namespace {
-
-Storage storage_of(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return Storage::kFloat;
-    case at::kDouble:
-      return Storage::kDouble;
-    case at::kBFloat16:
-      return Storage::kBFloat16;
-    default:
-      return Storage::kHalf;
-  }
-}
 
 /// The current device, which a guard has made the tensors', and its current stream.
 Machine machine() {
@@ -39,171 +25,109 @@ Machine machine() {
   return {multiprocessors, stream.stream()};
 }
 
-/// What an activation has beside its inputs: epsilons, or a table as the kernels take it.
-struct Parameter {
-  at::Tensor values;
-  Layout layout;
+/// The backend that native.h asks for.
+struct Cuda {
+  using Guard = c10::cuda::CUDAGuard;
 
-  static Parameter epsilon(const at::Tensor& epsilon, const at::Tensor& input,
-                           int64_t channel_dim) {
-    return {epsilon.contiguous(), layout_of(input, epsilon, channel_dim)};
+  static at::Tensor empty_output(const at::Tensor& like) { return at::empty_like(like); }
+
+  static Parameter parameter(const Epsilons& given, const at::Tensor& dense) {
+    Parameter parameter{
+        {given.epsilon.contiguous()}, given.layout(dense), given.epsilon.scalar_type()};
+    if (given.place.defined()) {
+      const auto place = given.place.to(arithmetic_of(dense)).contiguous();
+      for (int k : {0, 1}) parameter.numbers[1 + k] = place.select(0, k);
+    }
+    return parameter;
   }
-  static Parameter table(const at::Tensor& table_, const at::Tensor& input) {
-    const auto table = table_.contiguous();
-    const auto storage = storage_of(input.scalar_type());
-    const auto type = storage == Storage::kDouble ? at::kDouble : at::kFloat;
+
+  /// The table as TableOf takes it.
+  static Parameter parameter(const Table& given, const at::Tensor& dense) {
+    const auto table = given.table.contiguous();
+    const auto type = arithmetic_of(dense);
     const int64_t knots = table.size(1);
     auto values = at::empty({kTableHeader + 4 * (knots - 1)}, table.options().dtype(type));
     prepare_table(machine(), table.const_data_ptr(), table.scalar_type() == at::kDouble,
-                  static_cast<int32_t>(knots), storage, values.mutable_data_ptr());
+                  static_cast<int32_t>(knots), storage_of(dense.scalar_type()),
+                  values.mutable_data_ptr());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    return {std::move(values), {1, 1, input.numel()}};
+    return {{std::move(values)}, given.layout(dense), type};
+  }
+
+  static void forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
+                      const at::Tensor& output) {
+    if (output.numel() == 0) return;
+    kernels(activation, storage_of(output.scalar_type()))
+        .forward(machine(), operands_of(inputs, parameter), output.mutable_data_ptr());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  template <size_t kWanted>
+  static std::array<at::Tensor, kWanted> backward(Activation activation,
+                                                  const at::Tensor& grad_output,
+                                                  at::TensorList inputs, const Parameter& parameter,
+                                                  const std::array<bool, kWanted>& wanted) {
+    std::array<at::Tensor, kWanted> grads;
+    if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
+    std::array<void*, kMostInputs> grad_inputs{};
+    for (size_t k = 0; k < inputs.size(); ++k) {
+      if (!wanted[k]) continue;
+      grads[k] = at::empty_like(inputs[0]);
+      grad_inputs[k] = grads[k].mutable_data_ptr();
+    }
+    const bool empty = inputs[0].numel() == 0;
+    const auto& epsilon = parameter.numbers[0];
+    void* grad_epsilon = nullptr;
+    if (wanted.back()) {
+      grads.back() = empty ? at::zeros_like(epsilon) : at::empty_like(epsilon);
+      grad_epsilon = grads.back().mutable_data_ptr();
+    }
+    if (empty) return grads;
+
+    const auto operands = operands_of(inputs, parameter);
+    const auto here = machine();
+    const auto& passes = kernels(activation, storage_of(grad_output.scalar_type()));
+    const int64_t count = wanted.back() ? passes.slots(operands.layout, here.multiprocessors) : 0;
+    at::Tensor slots;
+    if (count > 0) slots = at::empty({count}, epsilon.options().dtype(at::kDouble));
+    passes.backward(here, operands, grad_output.const_data_ptr(), grad_inputs.data(), grad_epsilon,
+                    count > 0 ? slots.mutable_data_ptr<double>() : nullptr);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    return grads;
+  }
+
+ private:
+  static Operands operands_of(at::TensorList inputs, const Parameter& parameter) {
+    Operands operands{};
+    for (size_t k = 0; k < inputs.size(); ++k) operands.inputs[k] = inputs[k].const_data_ptr();
+    for (size_t k = 0; k < parameter.numbers.size(); ++k) {
+      const auto& numbers = parameter.numbers[k];
+      if (numbers.defined()) operands.numbers[k] = numbers.const_data_ptr();
+    }
+    operands.epsilon_is_float = parameter.type == at::kFloat;
+    operands.layout = parameter.layout;
+    return operands;
   }
 };
 
-/// Inputs have no gaps and lie alike.
-Operands operands_of(at::TensorList inputs, const Parameter& parameter) {
-  Operands operands{};
-  for (size_t k = 0; k < inputs.size(); ++k) operands.inputs[k] = inputs[k].const_data_ptr();
-  operands.epsilon = parameter.values.const_data_ptr();
-  operands.epsilon_is_float = parameter.values.scalar_type() == at::kFloat;
-  operands.layout = parameter.layout;
-  return operands;
-}
-
-/// f of `inputs`, which have no gaps and lie alike, into `output`, which does so too.
-void forward(Activation activation, at::TensorList inputs, const Parameter& parameter,
-             const at::Tensor& output) {
-  if (output.numel() == 0) return;
-  kernels(activation, storage_of(output.scalar_type()))
-      .forward(machine(), operands_of(inputs, parameter), output.mutable_data_ptr());
+void count_cuda(const at::Tensor& input, const at::Tensor& place, int64_t samples,
+                int64_t channel_dim, at::Tensor& counts) {
+  check_count_arguments(input, place, samples, channel_dim, counts);
+  if (input.numel() == 0) return;
+  const Cuda::Guard guard(input.device());
+  const auto dense = without_gaps(input), where = place.contiguous();
+  const auto layout = layout_of(dense, where[0], channel_dim);
+  count(machine(), storage_of(dense.scalar_type()), dense.const_data_ptr(), layout,
+        where.const_data_ptr<float>(), Samples(layout, samples),
+        counts.mutable_data_ptr<int64_t>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-/// The gradients wanted, of the inputs and then of epsilon; the others stay undefined.
-template <size_t kWanted>
-std::array<at::Tensor, kWanted> backward(Activation activation, const at::Tensor& grad_output,
-                                         at::TensorList inputs, const Parameter& parameter,
-                                         const std::array<bool, kWanted>& wanted) {
-  std::array<at::Tensor, kWanted> grads;
-  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
-  std::array<void*, kMostInputs> grad_inputs{};
-  for (size_t k = 0; k < inputs.size(); ++k) {
-    if (!wanted[k]) continue;
-    grads[k] = at::empty_like(inputs[0]);
-    grad_inputs[k] = grads[k].mutable_data_ptr();
-  }
-  const bool empty = inputs[0].numel() == 0;
-  void* grad_epsilon = nullptr;
-  if (wanted.back()) {
-    grads.back() = empty ? at::zeros_like(parameter.values) : at::empty_like(parameter.values);
-    grad_epsilon = grads.back().mutable_data_ptr();
-  }
-  if (empty) return grads;
-
-  const auto operands = operands_of(inputs, parameter);
-  const auto here = machine();
-  const auto& passes = kernels(activation, storage_of(grad_output.scalar_type()));
-  const int64_t count = wanted.back() ? passes.slots(operands.layout, here.multiprocessors) : 0;
-  at::Tensor slots;
-  if (count > 0) slots = at::empty({count}, parameter.values.options().dtype(at::kDouble));
-  passes.backward(here, operands, grad_output.const_data_ptr(), grad_inputs.data(), grad_epsilon,
-                  count > 0 ? slots.mutable_data_ptr<double>() : nullptr);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return grads;
-}
-
-at::Tensor crrelu_cuda(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
-  check_arguments(input, epsilon, channel_dim);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto dense = without_gaps(input);
-  auto output = at::empty_like(dense);
-  forward(Activation::kPlain, {dense}, Parameter::epsilon(epsilon, dense, channel_dim), output);
-  return output;
-}
-
-at::Tensor& crrelu_out_cuda(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim,
-                            at::Tensor& out) {
-  check_arguments(input, epsilon, channel_dim);
-  prepare_out(input, epsilon, out);
-  const c10::cuda::CUDAGuard guard(input.device());
-  if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
-      input.is_non_overlapping_and_dense()) {
-    forward(Activation::kPlain, {input}, Parameter::epsilon(epsilon, input, channel_dim), out);
-  } else {
-    out.copy_(crrelu_cuda(input, epsilon, channel_dim));
-  }
-  return out;
-}
-
-std::tuple<at::Tensor, at::Tensor> crrelu_backward_cuda(const at::Tensor& grad_output,
-                                                        const at::Tensor& input,
-                                                        const at::Tensor& epsilon,
-                                                        int64_t channel_dim,
-                                                        std::array<bool, 2> output_mask) {
-  check_arguments(input, epsilon, channel_dim);
-  check_grad_output(grad_output, input);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto dense = without_gaps(input);
-  auto grads = backward(Activation::kPlain, laid_out_as(grad_output, dense), {dense},
-                        Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
-  return {std::move(grads[0]), std::move(grads[1])};
-}
-
-at::Tensor crrelu_glu_cuda(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
-                           int64_t channel_dim) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
-  const c10::cuda::CUDAGuard guard(gate.device());
-  const auto dense = without_gaps(gate);
-  auto output = at::empty_like(dense);
-  forward(Activation::kGated, {dense, laid_out_as(up, dense)},
-          Parameter::epsilon(epsilon, dense, channel_dim), output);
-  return output;
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_cuda(
-    const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
-    const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
-  check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
-  const c10::cuda::CUDAGuard guard(gate.device());
-  const auto dense = without_gaps(gate);
-  auto grads =
-      backward(Activation::kGated, laid_out_as(grad_output, dense), {dense, laid_out_as(up, dense)},
-               Parameter::epsilon(epsilon, dense, channel_dim), output_mask);
-  return {std::move(grads[0]), std::move(grads[1]), std::move(grads[2])};
-}
-
-at::Tensor tabulated_cuda(const at::Tensor& input, const at::Tensor& table) {
-  check_table_arguments("tabulated", input, table);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto dense = without_gaps(input);
-  auto output = at::empty_like(dense);
-  forward(Activation::kTabulated, {dense}, Parameter::table(table, dense), output);
-  return output;
-}
-
-at::Tensor tabulated_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
-                                   const at::Tensor& table) {
-  check_table_arguments("tabulated_backward", input, table);
-  check_alike("tabulated_backward", "grad_output", grad_output, "input", input);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto dense = without_gaps(input);
-  auto grads = backward(Activation::kTabulated, laid_out_as(grad_output, dense), {dense},
-                        Parameter::table(table, dense), std::array<bool, 2>{true, false});
-  return std::move(grads[0]);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(crrelu_ext, CUDA, m) {
-  m.impl("crrelu", crrelu_cuda);
-  m.impl("crrelu.out", crrelu_out_cuda);
-  m.impl("crrelu_backward", crrelu_backward_cuda);
-  m.impl("crrelu_glu", crrelu_glu_cuda);
-  m.impl("crrelu_glu_backward", crrelu_glu_backward_cuda);
-  m.impl("tabulated", tabulated_cuda);
-  m.impl("tabulated_backward", tabulated_backward_cuda);
+  Operators<Cuda>::implement(m);
+  m.impl("count_", count_cuda);
 }
 
 }  // namespace crrelu::cuda

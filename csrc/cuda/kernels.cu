@@ -1,3 +1,4 @@
+#include "histogram.cuh"
 #include "plan.cuh"
 
 namespace crrelu::cuda {
@@ -18,9 +19,10 @@ struct Tables {
 }  // namespace
 
 const Kernels& kernels(Activation activation, Storage storage) {
-  const auto* table = activation == Activation::kPlain   ? Tables<CRReLU>::kernels
-                      : activation == Activation::kGated ? Tables<CRReLUGated>::kernels
-                                                         : Tables<Tabulated>::kernels;
+  const auto* table = activation == Activation::kPlain    ? Tables<CRReLU>::kernels
+                      : activation == Activation::kGated  ? Tables<CRReLUGated>::kernels
+                      : activation == Activation::kPlaced ? Tables<CRReLUPlaced>::kernels
+                                                          : Tables<Tabulated>::kernels;
   return table[static_cast<int>(storage)];
 }
 
@@ -32,6 +34,15 @@ void prepare_table(const Machine& machine, const void* table, bool table_is_doub
                         : to_double     ? launch_prepare_table<float, double>
                                         : launch_prepare_table<float, float>;
   launches(machine, table, knots, prepared);
+}
+
+void count(const Machine& machine, Storage storage, const void* input, const Layout& layout,
+           const float* place, const Samples& samples, int64_t* counts) {
+  const auto launches = storage == Storage::kFloat      ? launch_count<float>
+                        : storage == Storage::kDouble   ? launch_count<double>
+                        : storage == Storage::kBFloat16 ? launch_count<BFloat16>
+                                                        : launch_count<Half>;
+  launches(machine, input, place, layout, samples, counts);
 }
 
 }  // namespace crrelu::cuda

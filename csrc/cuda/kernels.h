@@ -3,14 +3,12 @@
 #pragma once
 
 #include "../cpu/kernels.h"
+#include "../histogram.h"
 #include "../layout.h"
 
 struct CUstream_st;  // what a cudaStream_t points to
 
 namespace crrelu::cuda {
-
-/// The inputs that an activation may have, at the most.
-inline constexpr int kMostInputs = 2;
 
 /// Where to run: epsilon's gradient has the same bits for the same shape, alignments modulo 16 and
 /// number of multiprocessors.
@@ -20,11 +18,12 @@ struct Machine {
 };
 
 /// What both passes read. Tensors have no gaps, lie alike and are aligned to their elements; there
-/// is at least one element. epsilon holds layout.channels values, of float or of the stored type;
-/// or it is a prepared table.
+/// is at least one element. The numbers that the activation's parameter is made of are
+/// layout.channels each: epsilon, of float or of the stored type; the others, of the arithmetic
+/// type. Or the first is a prepared table.
 struct Operands {
   const void* inputs[kMostInputs];
-  const void* epsilon;
+  const void* numbers[kMostNumbers];
   bool epsilon_is_float;
   Layout layout;
 };
@@ -50,5 +49,10 @@ const Kernels& kernels(Activation activation, Storage storage);
 /// arithmetic type, on a multiple of 16 bytes.
 void prepare_table(const Machine& machine, const void* table, bool table_is_double, int32_t knots,
                    Storage storage, void* prepared);
+
+/// Adds to each channel's counts, (channels, kCounts), those of its samples; `place` is (2,
+/// channels), location and scale.
+void count(const Machine& machine, Storage storage, const void* input, const Layout& layout,
+           const float* place, const Samples& samples, int64_t* counts);
 
 }  // namespace crrelu::cuda

@@ -21,7 +21,7 @@ constexpr int kResident = 3;
 constexpr int kResidentOfRows = 2;
 /// A table's rows, looked up for a pack's lanes, take registers too.
 template <class F>
-constexpr int kResidentOf = F::kByChannel ? kResident : 2;
+constexpr int kResidentOf = F::kNumbers > 0 ? kResident : 2;
 /// Loads of 16 bytes that a thread issues before it waits. With 1024 threads that makes 64 KiB in
 /// flight per multiprocessor; Little's law asks for 25 KiB (4.8 TB/s · 700 ns / 132).
 constexpr int kLoads = 4;
@@ -38,24 +38,31 @@ using Real = typename Arithmetic<S>::type;
 template <class F, class S>
 using Parameter = typename F::template Parameter<Numbers<S>>;
 
-/// epsilon, or its gradient, in memory: of float or of the stored type.
+/// A channel's k-th number.
 template <class S>
-__device__ __forceinline__ Real<S> epsilon_at(const Operands& operands, int64_t channel) {
-  if (operands.epsilon_is_float) return load(static_cast<const float*>(operands.epsilon) + channel);
-  const S stored = load(static_cast<const S*>(operands.epsilon) + channel);
+__device__ __forceinline__ Real<S> number_at(const Operands& operands, int k, int64_t channel) {
+  const void* numbers = operands.numbers[k];
+  if (k > 0) return load(static_cast<const Real<S>*>(numbers) + channel);
+  if (operands.epsilon_is_float) return load(static_cast<const float*>(numbers) + channel);
+  const S stored = load(static_cast<const S*>(numbers) + channel);
   return Computed<S>::Lane::load(&stored).v;
 }
 
 /// The parameter of all elements of a channel.
 template <class F, class S>
 __device__ __forceinline__ Parameter<F, S> parameter_of(const Operands& operands, int64_t channel) {
-  if constexpr (F::kByChannel) {
-    return Parameter<F, S>(Numbers<S>(epsilon_at<S>(operands, channel)));
+  if constexpr (F::kNumbers == 0) {
+    return F::template shared<Numbers<S>>(static_cast<const Real<S>*>(operands.numbers[0]));
   } else {
-    return F::template shared<Numbers<S>>(static_cast<const Real<S>*>(operands.epsilon));
+    Numbers<S> numbers[F::kNumbers];
+#pragma unroll
+    for (int k = 0; k < F::kNumbers; ++k)
+      numbers[k] = Numbers<S>(number_at<S>(operands, k, channel));
+    return F::parameter(numbers);
   }
 }
 
+/// Of float or of the stored type.
 struct EpsilonGradient {
   void* values;
   bool is_float;
@@ -220,7 +227,7 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
         if (targets[k] && (whole >> q & 1))
           store_whole(targets[k] + q * batch.stride, pack_of<S>(result.inputs[k]));
       }
-      if constexpr (F::kByChannel) sum = sum + result.parameter;
+      if constexpr (F::kNumbers > 0) sum = sum + result.parameter;
     }
     return sum;
   }
@@ -238,7 +245,7 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
       if (targets[k])
         store_pack(targets[k] + q * batch.stride, valid, pack_of<S>(result.inputs[k]));
     }
-    if constexpr (F::kByChannel) sum = sum + result.parameter;
+    if constexpr (F::kNumbers > 0) sum = sum + result.parameter;
   }
   return sum;
 }
@@ -350,19 +357,26 @@ struct Columns {
     const int64_t last = column >= rows.columns ? first : below < rows.numel ? below : rows.numel;
     return {first, blockDim.y * rows.columns, -first, last - first};
   }
-  __device__ __forceinline__ Numbers<S> epsilons(const Operands& operands, const Rows& rows) const {
-    Real<S> values[kLanes];
+  /// Of each lane's channel.
+  template <class F>
+  __device__ __forceinline__ Parameter<F, S> parameter(const Operands& operands,
+                                                       const Rows& rows) const {
+    Real<S> values[F::kNumbers][kLanes];
     const int64_t first = (column - rows.misaligned + rows.columns) % rows.columns;
     int64_t channel = first / rows.inner % rows.channels, beside = first % rows.inner;
 #pragma unroll
-    for (int k = 0; k < kLanes; ++k) {
-      values[k] = epsilon_at<S>(operands, channel);
+    for (int lane = 0; lane < kLanes; ++lane) {
+#pragma unroll
+      for (int k = 0; k < F::kNumbers; ++k) values[k][lane] = number_at<S>(operands, k, channel);
       if (++beside == rows.inner) {
         beside = 0;
         if (++channel == rows.channels) channel = 0;
       }
     }
-    return Numbers<S>::load(values);
+    Numbers<S> numbers[F::kNumbers];
+#pragma unroll
+    for (int k = 0; k < F::kNumbers; ++k) numbers[k] = Numbers<S>::load(values[k]);
+    return F::parameter(numbers);
   }
 };
 
@@ -371,7 +385,7 @@ __global__ void __launch_bounds__(kThreads, kResidentOfRows)
     forward_rows(Operands operands, S* output, Rows rows) {
   constexpr int kPacks = kForwardPacks<F>;
   const Columns<S> columns(rows);
-  const Parameter<F, S> parameter(columns.epsilons(operands, rows));
+  const auto parameter = columns.template parameter<F>(operands, rows);
   for (int64_t row = columns.row; row < columns.end; row += kPacks * blockDim.y) {
     forward_batch<F, S>(columns.template batch<kPacks>(rows, row), operands, parameter, output);
   }
@@ -383,8 +397,11 @@ __global__ void __launch_bounds__(kThreads, kResidentOfRows)
     backward_rows(Operands operands, Gradients grads, Sums sums, Rows rows) {
   constexpr int kPacks = kBackwardPacks<F>, kLanes = kLanesOf<S>;
   const Columns<S> columns(rows);
-  const Parameter<F, S> parameter(columns.epsilons(operands, rows));
-  double totals[kLanes] = {};
+  const auto parameter = columns.template parameter<F>(operands, rows);
+  __shared__ double of_warps[kMostWarps][kWarp * kLanes];  // where registers are scarce
+  double* totals = &of_warps[threadIdx.y][threadIdx.x * kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) totals[k] = 0;
   for (int64_t row = columns.row; row < columns.end;) {
     Numbers<S> sum(0);
     for (int n = 0; n < kBatchesBeforeDouble && row < columns.end; ++n) {
@@ -399,9 +416,6 @@ __global__ void __launch_bounds__(kThreads, kResidentOfRows)
   }
   if (!sums.wanted()) return;
 
-  __shared__ double of_warps[kMostWarps][kWarp * kLanes];
-#pragma unroll
-  for (int k = 0; k < kLanes; ++k) of_warps[threadIdx.y][threadIdx.x * kLanes + k] = totals[k];
   __syncthreads();
   const int64_t band = blockIdx.x / rows.tiles, tile = blockIdx.x % rows.tiles;
   for (int k = threadIdx.y * kWarp + threadIdx.x; k < kWarp * kLanes; k += kWarp * blockDim.y) {

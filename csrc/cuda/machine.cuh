@@ -52,6 +52,12 @@ __device__ __forceinline__ void store(uint4* p, uint4 value) {
                : "memory");
 }
 
+/// Adds one, in shared memory; a number, in global memory. No other thread's addition is lost.
+__device__ __forceinline__ void add(int32_t* shared) { atomicAdd(shared, 1); }
+__device__ __forceinline__ void add(int64_t* p, int64_t number) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(number));
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
             const Arguments&... arguments) {

@@ -95,7 +95,7 @@ template <class F, class S>
 struct Launches {
   static void forward(const Machine& machine, const Operands& operands, void* output) {
     auto* y = static_cast<S*>(output);
-    if constexpr (F::kByChannel) {
+    if constexpr (F::kNumbers > 0) {
       if (in_rows(operands.layout)) {
         auto plan = RowsPlan::of<S>(operands.layout, kForwardPacks<F>, machine.multiprocessors);
         plan.rows.misaligned = misaligned_elements<S>(output);
@@ -120,7 +120,7 @@ struct Launches {
     const EpsilonGradient gradient{grad_epsilon, operands.epsilon_is_float};
     const Sums sums{grad_epsilon ? slots : nullptr, gradient};
     const Layout& layout = operands.layout;
-    if constexpr (F::kByChannel) {
+    if constexpr (F::kNumbers > 0) {
       if (in_rows(layout)) {
         auto plan = RowsPlan::of<S>(layout, kBackwardPacks<F>, machine.multiprocessors);
         plan.rows.misaligned = misaligned_elements<S>(anchor);

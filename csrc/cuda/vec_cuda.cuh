@@ -77,6 +77,7 @@ CRRELU_INLINE Float32x1 operator+(Float32x1 a, Float32x1 b) { return Float32x1(a
 CRRELU_INLINE Float32x1 operator-(Float32x1 a, Float32x1 b) { return Float32x1(a.v - b.v); }
 CRRELU_INLINE Float32x1 operator-(Float32x1 a) { return Float32x1(-a.v); }
 CRRELU_INLINE Float32x1 operator*(Float32x1 a, Float32x1 b) { return Float32x1(a.v * b.v); }
+CRRELU_INLINE Float32x1 operator/(Float32x1 a, Float32x1 b) { return Float32x1(a.v / b.v); }
 CRRELU_INLINE Float32x1 fma(Float32x1 a, Float32x1 b, Float32x1 c) {
   return Float32x1(std::fma(a.v, b.v, c.v));
 }

@@ -59,19 +59,19 @@ class PlainKernels {
   explicit PlainKernels(const Kernels& kernels) : kernels_(kernels) {}
 
   void forward(const void* x, const void* epsilon, void* y, int64_t numel, bool stream) const {
-    kernels_.forward(&x, epsilon, y, numel, stream);
+    kernels_.forward(&x, &epsilon, y, numel, stream);
   }
   void forward_rows(const void* x, const void* epsilon, void* y, int64_t rows, int64_t columns,
                     int64_t stride) const {
-    kernels_.forward_rows(&x, epsilon, y, rows, columns, stride);
+    kernels_.forward_rows(&x, &epsilon, y, rows, columns, stride);
   }
   void backward(const void* g, const void* x, const void* epsilon, void* gx, double* sum,
                 int64_t numel, bool stream) const {
-    kernels_.backward(g, &x, epsilon, &gx, sum, numel, stream);
+    kernels_.backward(g, &x, &epsilon, &gx, sum, numel, stream);
   }
   void backward_rows(const void* g, const void* x, const void* epsilon, void* gx, double* sums,
                      int64_t rows, int64_t columns, int64_t stride) const {
-    kernels_.backward_rows(g, &x, epsilon, &gx, sums, rows, columns, stride);
+    kernels_.backward_rows(g, &x, &epsilon, &gx, sums, rows, columns, stride);
   }
 
  private:

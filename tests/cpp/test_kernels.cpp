@@ -431,52 +431,55 @@ void test_sums() {
   }
 }
 
-// ---- The gated form
+// ---- The other forms
 
-/// Two inputs go the way that one goes; what differs is tried: each element's results are those it
-/// has alone, the three gradients come one by one as together, and nothing is read or written past
-/// an end.
+/// Another form of the activation goes the way that the plain one goes; what differs is tried: each
+/// element's results are those it has alone, the gradients come one by one as together, and nothing
+/// is read or written past an end.
 template <class S>
-void test_gated() {
-  const auto& k =
-      instruction_set().kernels(Activation::kGated)[static_cast<int>(Stored<S>::kStorage)];
+void test_form(Activation activation, const char* name, int count_of_inputs) {
+  const auto& k = instruction_set().kernels(activation)[static_cast<int>(Stored<S>::kStorage)];
   const Elements<S> elements;
-  const Real<S> epsilon = elements.epsilon;
-  FencedPage gates, ups, grads, outputs, grad_gates, grad_ups;
+  const Real<S> location = Real<S>(0.4), scale = Real<S>(1.7);
+  const void* const parameter[] = {&elements.epsilon, &location, &scale};
+  FencedPage xs, ups, grads, outputs, grad_xs, grad_ups;
   for (int64_t numel = 1; numel <= kColumns; ++numel) {
     for (const bool start : {true, false}) {
       const auto in = [&](FencedPage& page) {
         return reinterpret_cast<S*>(start ? page.at_start() : page.at_end(numel * sizeof(S)));
       };
-      S *gate = in(gates), *up = in(ups), *g = in(grads), *y = in(outputs);
+      S *x = in(xs), *up = in(ups), *g = in(grads), *y = in(outputs);
       for (int64_t i = 0; i < numel; ++i) {
-        gate[i] = elements.x[i];
+        x[i] = elements.x[i];
         up[i] = elements.grad_output[(i + 1) % numel];
         g[i] = elements.grad_output[i];
       }
-      const void* const inputs[] = {gate, up};
-      void* const wanted[] = {in(grad_gates), in(grad_ups)};
+      const void* const inputs[] = {x, up};
+      void* const wanted[] = {in(grad_xs), in(grad_ups)};
       double sum, sum_alone;
-      k.forward(inputs, &epsilon, y, numel, false);
-      k.backward(g, inputs, &epsilon, wanted, &sum, numel, false);
+      k.forward(inputs, parameter, y, numel, false);
+      k.backward(g, inputs, parameter, wanted, &sum, numel, false);
       void* const none[] = {nullptr, nullptr};
-      k.backward(g, inputs, &epsilon, none, &sum_alone, numel, false);
-      check(same_bits(sum, sum_alone), "%s, gated: the sum of %d elements changes with the others",
-            Stored<S>::kName, int(numel));
+      k.backward(g, inputs, parameter, none, &sum_alone, numel, false);
+      check(same_bits(sum, sum_alone), "%s, %s: the sum of %d elements changes with the others",
+            Stored<S>::kName, name, int(numel));
       for (int64_t i = 0; i < numel; ++i) {
-        const void* const one[] = {gate + i, up + i};
-        S value, grad_gate, grad_up;
-        k.forward(one, &epsilon, &value, 1, false);
-        void* const first[] = {&grad_gate, nullptr};
-        void* const second[] = {nullptr, &grad_up};
-        k.backward(g + i, one, &epsilon, first, nullptr, 1, false);
-        k.backward(g + i, one, &epsilon, second, nullptr, 1, false);
+        const void* const one[] = {x + i, up + i};
         const auto same = [&](const S& alone, const void* all) {
           return std::memcmp(&alone, static_cast<const S*>(all) + i, sizeof(S)) == 0;
         };
-        check(same(value, y) && same(grad_gate, wanted[0]) && same(grad_up, wanted[1]),
-              "%s, gated: element %d of %d is not what it is alone", Stored<S>::kName, int(i),
-              int(numel));
+        S value;
+        k.forward(one, parameter, &value, 1, false);
+        bool right = same(value, y);
+        for (int input = 0; input < count_of_inputs; ++input) {
+          S grad;
+          void* alone[] = {nullptr, nullptr};
+          alone[input] = &grad;
+          k.backward(g + i, one, parameter, alone, nullptr, 1, false);
+          right = right && same(grad, wanted[input]);
+        }
+        check(right, "%s, %s: element %d of %d is not what it is alone", Stored<S>::kName, name,
+              int(i), int(numel));
       }
     }
   }
@@ -491,7 +494,8 @@ void test() {
   test_independence<S>();
   test_bounds<S>();
   test_sums<S>();
-  test_gated<S>();
+  test_form<S>(Activation::kGated, "gated", 2);
+  test_form<S>(Activation::kPlaced, "placed", 1);
 }
 
 }  // namespace

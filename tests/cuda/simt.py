@@ -54,7 +54,7 @@ class Call(ctypes.Structure):
         ("activation", ctypes.c_int32),
         ("storage", ctypes.c_int32),
         ("inputs", ctypes.c_void_p * 2),
-        ("epsilon", ctypes.c_void_p),
+        ("numbers", ctypes.c_void_p * 3),
         ("epsilon_is_float", ctypes.c_int32),
         ("sizes", ctypes.c_int64 * 3),
         ("intervals", ctypes.c_int64),
@@ -66,6 +66,14 @@ class Table(NamedTuple):
 
     numbers: Tensor
     intervals: int
+
+
+class Placed(NamedTuple):
+    """In epsilon's place: the bump has a place, of the type that the input is computed in."""
+
+    epsilon: Tensor
+    location: Tensor
+    scale: Tensor
 
 
 class MachineError(Exception):
@@ -112,11 +120,16 @@ class Machine:
         self._library.simt_forward.restype = ctypes.c_char_p
         self._library.simt_backward.restype = ctypes.c_char_p
         self._library.simt_prepare_table.restype = ctypes.c_char_p
+        self._library.simt_count.restype = ctypes.c_char_p
         self.settings = Settings(seed, exp2_error, multiprocessors, most_blocks)
         self.counts = Counts()
 
     def forward(
-        self, inputs: Sequence[Tensor], epsilon: Tensor | Table, layout: Layout, output: Tensor
+        self,
+        inputs: Sequence[Tensor],
+        epsilon: Tensor | Table | Placed,
+        layout: Layout,
+        output: Tensor,
     ) -> Tensor:
         """f of one input, or f(gate) · up of two, into ``output``, which is returned."""
         self._check(
@@ -152,7 +165,7 @@ class Machine:
         self,
         grad_output: Tensor,
         inputs: Sequence[Tensor],
-        epsilon: Tensor | Table,
+        epsilon: Tensor | Table | Placed,
         layout: Layout,
         grad_inputs: Sequence[Tensor | None],
         grad_epsilon: Tensor | None,
@@ -170,19 +183,42 @@ class Machine:
             )
         )
 
-    def _call(self, inputs: Sequence[Tensor], epsilon: Tensor | Table, layout: Layout) -> Call:
+    def count(
+        self, input: Tensor, place: Tensor, samples: int, layout: Layout, counts: Tensor
+    ) -> Tensor:
+        """Adds what is counted to ``counts``, (channels, 259), which is returned."""
+        call = self._call([input], place[0], layout)
+        self._check(
+            self._library.simt_count(
+                ctypes.byref(self.settings),
+                ctypes.byref(call),
+                ctypes.c_int64(samples),
+                ctypes.c_void_p(address(place)),
+                ctypes.c_void_p(address(counts)),
+                ctypes.byref(self.counts),
+            )
+        )
+        return counts
+
+    def _call(
+        self, inputs: Sequence[Tensor], epsilon: Tensor | Table | Placed, layout: Layout
+    ) -> Call:
         assert all(tensor.numel() == layout.numel for tensor in inputs)
+        intervals = 0
         if isinstance(epsilon, Table):
-            activation, (numbers, intervals) = 2, epsilon
+            activation, intervals = 2, epsilon.intervals
+            numbers: Sequence[Tensor] = [epsilon.numbers]
+        elif isinstance(epsilon, Placed):
+            activation, numbers = 3, epsilon
         else:
-            activation, numbers, intervals = len(inputs) - 1, epsilon, 0
-            assert epsilon.numel() == layout.channels
+            activation, numbers = len(inputs) - 1, [epsilon]
+        assert activation == 2 or all(n.numel() == layout.channels for n in numbers)
         return Call(
             activation,
             STORAGES.index(inputs[0].dtype),
             (ctypes.c_void_p * 2)(*map(address, inputs)),
-            address(numbers),
-            numbers.dtype == torch.float32,
+            (ctypes.c_void_p * 3)(*map(address, numbers)),
+            numbers[0].dtype == torch.float32,
             (ctypes.c_int64 * 3)(*layout),
             intervals,
         )

@@ -75,7 +75,7 @@ class Results(NamedTuple):
 def evaluate(
     machine: Machine,
     inputs: Sequence[Tensor],
-    epsilon: Tensor,
+    epsilon: Tensor | simt.Placed,
     grad_output: Tensor,
     layout: Layout,
     *,
@@ -92,7 +92,8 @@ def evaluate(
     output = machine.forward(inputs, epsilon, layout, placed(unset, offset))
     places = [offset, other][: len(inputs)]
     grad_inputs = [placed(unset, place) if wanted[0] else None for place in places]
-    grad_epsilon = torch.full_like(epsilon, torch.nan) if wanted[1] else None
+    numbers = epsilon.epsilon if isinstance(epsilon, simt.Placed) else epsilon
+    grad_epsilon = torch.full_like(numbers, torch.nan) if wanted[1] else None
     machine.backward(grad_output, inputs, epsilon, layout, [*grad_inputs, None][:2], grad_epsilon)
     return Results(output, grad_inputs, grad_epsilon)
 
@@ -426,6 +427,59 @@ def test_tables(library: Path, dtype: torch.dtype, table_dtype: torch.dtype, kno
     torch.testing.assert_close(output.double(), expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_placed(library: Path, dtype: torch.dtype, layout: Layout) -> None:
+    """Beside the composed formula in float64, over layouts; sums in a fixed order."""
+    machine = Machine(library, multiprocessors=3)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, grad_output = normal(layout.numel, dtype, 0), normal(layout.numel, dtype, 1)
+    channels = torch.linspace(0, 1, layout.channels, dtype=wide)
+    parameter = simt.Placed(0.7 - 2 * channels, 3 * channels - 1, 0.5 + channels)
+    result = evaluate(machine, [x], parameter, grad_output, layout, offset=1)
+    other = Machine(library, multiprocessors=3, seed=1)
+    again = evaluate(other, [x], parameter, grad_output, layout, offset=1)
+    assert result.grad_epsilon is not None
+    assert again.grad_epsilon is not None
+    assert torch.equal(bits(again.grad_epsilon), bits(result.grad_epsilon))
+
+    exact = x.double().reshape(layout).requires_grad_()
+    epsilon = parameter.epsilon.double().requires_grad_()
+    place = torch.stack(parameter[1:]).double()
+    value = reference.crrelu_at(exact, epsilon, place)
+    grad = grad_output.double().reshape(layout)
+    for_x, for_epsilon = torch.autograd.grad(value, (exact, epsilon), grad)
+    rounding = 16 * torch.finfo(wide).eps  # u has two roundings, up to (1 + u²)/σ of which count
+    stored = torch.finfo(dtype).eps
+    assert result.grad_inputs[0] is not None
+    for actual, right in (
+        (result.output.reshape(layout), value.detach()),
+        (result.grad_inputs[0].reshape(layout), for_x),
+    ):
+        torch.testing.assert_close(actual.double(), right, rtol=stored, atol=rounding)
+    bound = 1e-5 * grad.abs().sum((0, 2)) + rounding
+    assert ((result.grad_epsilon.double() - for_epsilon).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(1, 1, 5), Layout(1, 1, 70_001), Layout(40, 7, 1), Layout(3, 5, 400)],
+    ids=str,
+)
+@pytest.mark.parametrize("samples", [1, 1000, 2**40])
+def test_counts(library: Path, dtype: torch.dtype, layout: Layout, samples: int) -> None:
+    """Those of the operator on the CPU, in any order of blocks; what was there stays."""
+    x = normal(layout.numel, dtype, 0)
+    x[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    channels = torch.linspace(0, 1, layout.channels)
+    place = torch.stack([channels - 0.5, 0.1 + channels])
+    expected = torch.ones(layout.channels, 259, dtype=torch.int64)
+    torch.ops.crrelu_ext.count_(x.reshape(layout), place, samples, 1, expected)
+    for seed in range(2):
+        counts = torch.ones_like(expected)
+        Machine(library, seed=seed).count(x, place, samples, layout, counts)
+        assert torch.equal(counts, expected)
+
+
 # The machine itself: it must see what it is there to see.
 
 
@@ -450,7 +504,9 @@ def test_a_broken_kernel_is_noticed(
         table.read_text(),
         flags=re.DOTALL,
     )
-    table.write_text(only.replace("Tables<CRReLU>", "Tables<CRReLUGated>"))
+    for other in ("CRReLU", "CRReLUPlaced", "Tabulated"):
+        only = only.replace(f"Tables<{other}>", "Tables<CRReLUGated>")
+    table.write_text(only)
     broken = source / "cuda" / file
     text = broken.read_text()
     assert right in text

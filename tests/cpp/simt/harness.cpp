@@ -21,14 +21,17 @@ int64_t epsilon_bytes(const Call& call) {
     return (crrelu::kTableHeader + 4 * call.intervals) * (kSizes[call.storage] == 8 ? 8 : 4);
   return call.sizes[1] * (call.epsilon_is_float ? 4 : kSizes[call.storage]);
 }
+crrelu::Layout layout(const Call& call) { return {call.sizes[0], call.sizes[1], call.sizes[2]}; }
 
 crrelu::cuda::Operands operands(const Call& call) {
   for (const void* input : call.inputs) simt::allow(input, bytes(call), false);
-  simt::allow(call.epsilon, epsilon_bytes(call), false);
+  simt::allow(call.numbers[0], epsilon_bytes(call), false);
+  for (int k : {1, 2})
+    simt::allow(call.numbers[k], call.sizes[1] * (kSizes[call.storage] == 8 ? 8 : 4), false);
   return {{call.inputs[0], call.inputs[1]},
-          call.epsilon,
+          {call.numbers[0], call.numbers[1], call.numbers[2]},
           call.epsilon_is_float != 0,
-          {call.sizes[0], call.sizes[1], call.sizes[2]}};
+          layout(call)};
 }
 
 const crrelu::cuda::Kernels& kernels(const Call& call) {
@@ -53,6 +56,18 @@ const char* simt_prepare_table(const Settings* settings, const void* table, int3
   simt::allow(prepared, size, true);
   crrelu::cuda::prepare_table({settings->multiprocessors, nullptr}, table, is_double != 0, knots,
                               static_cast<Storage>(storage), prepared);
+  return simt::end(counts);
+}
+
+const char* simt_count(const Settings* settings, const Call* call, int64_t samples,
+                       const float* place, int64_t* bins, Counts* counts) {
+  simt::begin(*settings);
+  simt::allow(call->inputs[0], bytes(*call), false);
+  simt::allow(place, 2 * call->sizes[1] * 4, false);
+  simt::allow(bins, call->sizes[1] * crrelu::kCounts * 8, true);
+  crrelu::cuda::count({settings->multiprocessors, nullptr}, static_cast<Storage>(call->storage),
+                      call->inputs[0], layout(*call), place,
+                      crrelu::Samples(layout(*call), samples), bins);
   return simt::end(counts);
 }
 

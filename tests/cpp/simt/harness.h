@@ -23,10 +23,10 @@ struct Counts {
 struct Call {
   int32_t activation, storage;
   const void* inputs[2];
-  const void* epsilon;
+  const void* numbers[3];  // epsilon, and for the placed activation location and scale; or a table
   int32_t epsilon_is_float;
   int64_t sizes[3];
-  int64_t intervals;  // of the table in epsilon's place, or 0
+  int64_t intervals;  // of the table, or 0
 };
 
 /// What went wrong, or null.
@@ -34,6 +34,9 @@ const char* simt_forward(const Settings* settings, const Call* call, void* outpu
 const char* simt_prepare_table(const Settings* settings, const void* table, int32_t is_double,
                                int32_t knots, int32_t storage, void* prepared, int64_t size,
                                Counts* counts);
+/// Adds to `bins`, of each channel, what is counted of the first input.
+const char* simt_count(const Settings* settings, const Call* call, int64_t samples,
+                       const float* place, int64_t* bins, Counts* counts);
 const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
                           void* const* grad_inputs, void* grad_epsilon, Counts* counts);
 }

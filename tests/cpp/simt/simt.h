@@ -96,6 +96,11 @@ void store(T* p, T value) {
   if (simt::access(p, sizeof(T), sizeof(T), true)) std::memcpy(p, &value, sizeof(value));
 }
 
+inline void add(int32_t* shared) { ++*shared; }
+inline void add(int64_t* p, int64_t number) {
+  if (simt::access(p, sizeof(*p), sizeof(*p), true)) *p += number;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, CUstream_st*,
             const Arguments&... arguments) {

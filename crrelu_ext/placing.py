@@ -1,0 +1,99 @@
+"""Where the inputs of a network's parametric activations lie: the measuring of dynamic EAFO.
+
+Everything is float64 on the CPU, of all channels of all layers at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, REACH
+
+CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
+"""Of the bins, in scales from the location."""
+FEWEST = 16
+"""Elements that say something of a place."""
+OUTSIDE = 0.01
+"""The part of the input that may lie beyond the histogram."""
+NARROWEST = 0.25 / BINS_PER_SCALE
+"""In scales: a spread within one bin is taken to be this."""
+
+
+class Places:
+    """Location and scale of each channel's input, from its counts.
+
+    Args:
+        channels: of all layers together.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.location = torch.zeros(channels, dtype=torch.float64)
+        self.scale = torch.ones(channels, dtype=torch.float64)
+        self.weight = torch.zeros(channels, dtype=torch.float64)
+        self.not_finite = torch.zeros(channels, dtype=torch.float64)
+
+    def state(self) -> dict[str, Tensor]:
+        names = ("location", "scale", "weight", "not_finite")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, saved in state.items():
+            getattr(self, name).copy_(saved)
+
+    def follow(self, counts: Tensor, keep: float) -> Tensor:
+        """Moves the places to where the input is.
+
+        Mean and variance go to those of what was counted, joined to what is kept of the old ones.
+        Bins that miss too much of the input are made eight times as wide, once for each call.
+
+        Args:
+            counts: (channels, bins + 3) float64, by bins around the present places.
+            keep: the weight of one element counted before, beside one counted now.
+
+        Returns:
+            Of each channel, whether enough was counted for that.
+        """
+        masses = counts[:, 1:ABOVE]
+        inside, outside = masses.sum(-1), counts[:, BELOW] + counts[:, ABOVE]
+        self.not_finite = self.not_finite + counts[:, NOT_FINITE]
+        enough = inside + outside >= FEWEST
+        beyond = enough & (outside > OUTSIDE * (inside + outside))
+        measured = enough & ~beyond
+        mean, variance = moments(masses)
+        weight = keep * self.weight
+        part = (inside / (weight + inside).clamp(min=1)).where(measured, 0.0)
+        joined = (1 - part) + part * variance + part * (1 - part) * mean**2
+        self.location = self.location + self.scale * part * mean
+        self.scale = self.scale * joined.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
+        self.weight = (weight + inside).where(~beyond, 0.0)
+        return measured
+
+
+def moments(masses: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of histograms, (n, bins), in scales from the location; 0 of empty ones."""
+    total = masses.sum(-1, keepdim=True).clamp(min=1)
+    mean = (masses * CENTERS).sum(-1, keepdim=True) / total
+    variance = (masses * (CENTERS - mean) ** 2).sum(-1, keepdim=True) / total
+    return mean[:, 0], variance[:, 0]
+
+
+def sample(masses: Tensor, place: Tensor, number: int = 512) -> Tensor:
+    """The quantiles of histograms around places, as a sample of the input.
+
+    Args:
+        masses: (channels, bins).
+        place: (2, channels), location and scale.
+
+    Returns:
+        (channels, number); NaN of a channel with too few elements.
+    """
+    total = masses.sum(-1, keepdim=True)
+    levels = (torch.arange(number, dtype=torch.float64) + 0.5) / number * total
+    cumulative = masses.cumsum(-1)
+    bin = torch.searchsorted(cumulative, levels).clamp(max=BINS - 1)
+    inside = masses.gather(-1, bin)
+    position = bin + 1 - (cumulative.gather(-1, bin) - levels) / inside
+    location, scale = place.double()[:, :, None]
+    x = location + scale * (position / BINS_PER_SCALE - REACH)
+    return x.where(total >= FEWEST, torch.nan)
