@@ -258,7 +258,7 @@ def test_what_the_theory_refuses_leaves_the_function() -> None:
     assert torch.equal(act.table, table)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Linear(4, 16), DynamicActivation(), nn.Linear(16, 16), DynamicActivation(knots=100),
@@ -321,7 +321,10 @@ def two_ranks(rank: int, folder: Path) -> None:
 
 def function_of(layer: nn.Module) -> Tensor:
     """The buffer that an update replaces."""
-    return layer.table if isinstance(layer, DynamicActivation) else layer.histogram.place
+    if isinstance(layer, DynamicActivation):
+        return layer.table
+    assert isinstance(layer, DynamicCRReLU)
+    return layer.histogram.place
 
 
 def test_two_processes_derive_the_same_bits(tmp_path: Path) -> None:
