@@ -10,6 +10,7 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Tensor
 
+from crrelu_ext.eafo.autodiff import recorded, slope_of
 from crrelu_ext.eafo.grid import DEGREE, Grid, Jet
 
 Function = Callable[[Tensor], Tensor]
@@ -34,20 +35,22 @@ class ClosedForm:
 
 
 def jet(activation: Function, x: Tensor) -> Jet:
-    """f, f' and f'' at x, which is float64: the activation's own, or by torch.func."""
+    """f, f' and f'' at x, which is float64: the activation's own, or by autograd."""
     if isinstance(activation, ClosedForm):
         return activation.jet(x)
+    with recorded(x) as x:
+        value = activation(x)
+        first = slope_of(value, x)
+        second = slope_of(first, x)
+    return Jet(value.detach().double(), first.detach(), second.detach())
 
-    def value(x: Tensor) -> tuple[Tensor, Tensor]:
-        f = activation(x)
-        return f.sum(), f
 
-    def first(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        slope, f = torch.func.grad(value, has_aux=True)(x)
-        return slope.sum(), (f, slope)
-
-    second, (f, slope) = torch.func.grad(first, has_aux=True)(x)
-    return Jet(f.detach().double(), slope.detach(), second.detach())
+def first_derivative(activation: Function, x: Tensor) -> Tensor:
+    """f' at x, likewise."""
+    if isinstance(activation, ClosedForm):
+        return activation.first(x)
+    with recorded(x) as x:
+        return slope_of(activation(x), x).detach()
 
 
 def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:

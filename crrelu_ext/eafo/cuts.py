@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
-from scipy.optimize import elementwise
 from torch import Tensor
 
-from crrelu_ext.eafo.activations import Function, jet
-from crrelu_ext.eafo.densities import Density
+from crrelu_ext.eafo.activations import Function, first_derivative, jet
+from crrelu_ext.eafo.densities import Density, SampleDensity
 from crrelu_ext.eafo.grid import Jet
 
 PROBES = 2048
@@ -22,29 +20,57 @@ CONSTANT_MASS = 1e-4
 whose f' is off by a hundredth there."""
 SMALLEST_JUMP = 1e-6
 """Of a function, relative to its size there."""
+HALVINGS = 60
+"""From the largest bracket down to neighbouring numbers."""
+PARTS = 512
+"""Into which a bracket is divided at once, six times for the 2^54 numbers that it may hold."""
 
 
 def solve(function: Function, target: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """x with function(x) = target in each of (n,) brackets, at whose ends it lies on both sides."""
+    """x with function(x) = target in each of (n,) brackets, at whose ends it lies on both sides.
 
-    def difference(x: np.ndarray, target: np.ndarray) -> np.ndarray:
-        return function(torch.from_numpy(x)).numpy() - target
-
-    bracket = (lower.numpy(), upper.numpy())
+    Ridders' method: each step at least halves the bracket, and ends where the function, divided by
+    the exponential that makes it straight, has its root. scipy.optimize.elementwise.find_root would
+    do, but spends most of its time on bookkeeping, ten times as much as this.
+    """
+    at_lower, at_upper = function(lower) - target, function(upper) - target
     # A root at 0 is not to be followed down to the smallest number there is.
-    largest = max(np.abs(ends).max(initial=0) for ends in bracket)
-    tolerances = {"xatol": 1e-16 * largest, "xrtol": 1e-14}
-    found = elementwise.find_root(
-        difference, bracket, args=(target.numpy(),), tolerances=tolerances
-    )
-    return torch.from_numpy(found.x)
+    smallest = 1e-16 * torch.maximum(lower.abs(), upper.abs()).amax() if len(lower) else 0.0
+    found, unsettled = lower.clone(), torch.arange(len(lower))
+    for _ in range(HALVINGS):
+        middle = (lower + upper) / 2
+        at_middle = function(middle) - target
+        straight = 1 - (at_lower / at_middle) * (at_upper / at_middle)
+        part = (at_lower - at_upper).sign() * at_middle.sign() / straight.sqrt()
+        x = middle + (upper - middle) * part.nan_to_num(0.0)
+        at_x = function(x) - target
+        for point, value in ((middle, at_middle), (x, at_x)):
+            above = value.sign() == at_lower.sign()
+            lower, at_lower = point.where(above, lower), value.where(above, at_lower)
+            upper, at_upper = upper.where(above, point), at_upper.where(above, value)
+        moved = (x - found[unsettled]).abs() > smallest + 1e-14 * x.abs()
+        found[unsettled] = x
+        # Where a function is flat, as near its maximum, rounding settles it sooner than its place.
+        goes_on = moved & (at_x.abs() > 1e-15 * target.abs())
+        if not goes_on.any():
+            break
+        unsettled, target, lower, upper, at_lower, at_upper = (
+            values[goes_on] for values in (unsettled, target, lower, upper, at_lower, at_upper)
+        )
+    return found
 
 
-def between(density: Density, lower: float, upper: float, number: int = PROBES) -> Tensor:
-    """Points from lower to upper, as dense everywhere as the grids' knots are."""
+def between(density: Density, lower: float, upper: float, crowded: bool = False) -> Tensor:
+    """Points from lower to upper, as dense everywhere as the grids' knots are.
+
+    Crowded at both ends their distances from there grow like squares.
+    """
     ends = torch.tensor([lower, upper], dtype=torch.float64)
     t = torch.asinh((ends - density.location) / density.scale)
-    points = torch.linspace(0, 1, number, dtype=torch.float64) * (t[1] - t[0]) + t[0]
+    s = torch.linspace(0, 1, PROBES, dtype=torch.float64)
+    if crowded:
+        s = s * s * (3 - 2 * s)
+    points = s * (t[1] - t[0]) + t[0]
     return (density.location + density.scale * torch.sinh(points)).clamp(ends[0], ends[1])
 
 
@@ -89,10 +115,13 @@ def where_not_flat(density: Density, x: Tensor, f: Jet) -> Density:
 
 
 def density_jumps(density: Density, x: Tensor) -> Tensor:
-    """Where p or p' jumps between some of the points x."""
+    """Where p or p' jumps between some of the points x; nowhere if it is a sum of kernels."""
+    if isinstance(density.source, SampleDensity):
+        return x[:0]
 
     def functions(x: Tensor) -> Tensor:
-        return torch.stack([density.log_prob(x).exp(), density.derivative(x)])
+        log_p, derivative = density.log_prob_and_derivative(x)
+        return torch.stack([log_p.exp(), derivative])
 
     p, dp = values = functions(x)
     return _find_jumps(functions, x, values, torch.stack([p, p / _spread(density, x) + dp.abs()]))
@@ -132,24 +161,33 @@ def _find_jumps(
     third = (change[:, 1:-1] - (change[:, :-2] + change[:, 2:]) / 2).abs()
     around = torch.maximum(third[:, :-4], third[:, 4:])
     stands_out = (third[:, 2:-2] > 10 * around + SMALLEST_JUMP * scales[:, 3:-4]).any(0)
-    places = [
-        _close_in(functions, x[i + 3], x[i + 4]) for i in stands_out.nonzero().flatten().tolist()
-    ]
-    return torch.tensor([place for place in places if place is not None], dtype=torch.float64)
+    at = stands_out.nonzero().flatten() + 3
+    if not len(at):
+        return x[at]
+    whole = change[:, at, None].abs().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def size(x: Tensor) -> Tensor:
+        """What of the whole change the parts have, in the function that changes most."""
+        return (functions(x.flatten()).unflatten(-1, x.shape).diff(dim=-1).abs() / whole).amax(0)
+
+    places, sizes = _close_in(size, x[at], x[at + 1])
+    return places[sizes >= 0.1]
 
 
-def _close_in(functions: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> float | None:
-    """The place of a jump between two points, or None where the functions turn out smooth."""
-    change = functions(torch.stack([low, high])).diff(dim=-1).abs()
-    before = change.clamp(min=torch.finfo(torch.float64).tiny)
-    for _ in range(9):  # 64^9 = 2^54
-        x = low + (high - low) * torch.linspace(0, 1, 65, dtype=torch.float64)
-        change = functions(x).diff(dim=-1).abs() / before
-        largest = int(change.amax(0).argmax())
-        low, high = x[largest], x[largest + 1]
-    if change[:, largest].max() < 0.1:
-        return None
-    return 0.0 if low <= 0 <= high else ((low + high) / 2).item()
+def _close_in(
+    score: Callable[[Tensor], Tensor], low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The places in (n,) brackets where a score is largest, and the scores.
+
+    Args:
+        score: from (n, parts + 1) increasing points to (n, parts) numbers.
+    """
+    parts = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
+    for _ in range(6):
+        x = torch.lerp(low[:, None], high[:, None], parts)
+        best, part = score(x).max(-1)
+        low, high = (x.gather(-1, part[:, None] + i)[:, 0] for i in range(2))
+    return ((low + high) / 2).where((low > 0) | (high < 0), 0.0), best
 
 
 def find_folds(activation: Function, x: Tensor, f: Jet, jumps: Tensor) -> Tensor:
@@ -157,9 +195,14 @@ def find_folds(activation: Function, x: Tensor, f: Jet, jumps: Tensor) -> Tensor
     sign = f.first.sign()
     change = (sign[1:] * sign[:-1] < 0).nonzero().flatten()
     if not len(change):
-        return jumps[:0]
+        return x[change]
+
+    def changes(x: Tensor) -> Tensor:
+        sign = first_derivative(activation, x.flatten()).sign().view_as(x)
+        return -sign[:, 1:] * sign[:, :-1]
+
     low, high = x[change], x[change + 1]
-    folds = solve(lambda x: jet(activation, x).first, torch.zeros_like(low), low, high)
+    folds, _ = _close_in(changes, low, high)
     for jump in jumps:
         folds = torch.where((low < jump) & (jump < high), jump, folds)
     return folds

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from crrelu_ext.eafo.autodiff import recorded, slope_of
+
 FEWEST_SAMPLES = 100
 TAIL_MASS = 1e-10
 """The probability that is cut off at each end of an unbounded support."""
@@ -157,12 +159,20 @@ class Density:
 
     def derivative(self, x: Tensor) -> Tensor:
         """p'(x), 0 beyond the bounds."""
+        return self.log_prob_and_derivative(x)[1]
+
+    def log_prob_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, for little more than either alone."""
         x, inside = self._just_inside(x)
         if isinstance(self.source, SampleDensity):
-            return self.source.derivative(x).where(inside, 0.0)
-        score = torch.func.grad(lambda x: self.source.log_prob(x).sum())(x)
-        p = self.source.log_prob(x).exp()
-        return (p * score).where(inside & (p > 0), 0.0)
+            log_p, derivative = self.source.log_prob(x), self.source.derivative(x)
+        else:
+            with recorded(x) as x:
+                log_p = self.source.log_prob(x)
+                score = slope_of(log_p, x).detach()
+            log_p = log_p.detach()
+            derivative = (log_p.exp() * score).where(log_p > -math.inf, 0.0)
+        return log_p.where(inside, -math.inf), derivative.where(inside, 0.0)
 
 
 def _bounds(source: DensityLike) -> tuple[float, float]:
@@ -229,14 +239,17 @@ def _with_support(density: Density) -> Density:
     return replace(density, lower=lower, upper=upper)
 
 
+@torch.inference_mode(False)
 def _in_double(thing: Any, copies: dict[int, Any] | None = None) -> Any:
     """A copy of a distribution or transform whose parameters are float64 on the CPU.
 
-    Made by hand, as torch's own copy of an inverse transform loses what it inverts.
+    Made by hand, as torch's own copy of an inverse transform loses what it inverts. Autograd takes
+    it also where this one was made in inference mode.
     """
     copies = {} if copies is None else copies
     if isinstance(thing, Tensor):
-        return thing.detach().cpu().double() if thing.is_floating_point() else thing.detach().cpu()
+        copy = thing.detach().clone().cpu()
+        return copy.double() if thing.is_floating_point() else copy
     if isinstance(thing, list):
         return [_in_double(part, copies) for part in thing]
     if not isinstance(thing, Distribution | Transform):

@@ -23,11 +23,13 @@ class FoldedDensity:
     """q(z) = Σ p(x_j)/|f'(x_j)|, over the x_j with f(x_j) = z, one at most on each branch.
 
     Args:
-        folds: where f' changes its sign, in order.
+        cuts: the points between which f and p are smooth.
+        folds: those of the cuts where f' changes its sign, in order.
     """
 
     activation: Function
     density: Density
+    cuts: Tensor
     folds: Tensor
 
     @functools.cached_property
@@ -38,18 +40,11 @@ class FoldedDensity:
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q and q' at z = f(x), for (n,) points of the support."""
-        z = self.activation(x)
-        own = torch.bucketize(x, self.folds)
-        q, dq = torch.zeros_like(x), torch.zeros_like(x)
-        for branch in range(len(self.ends) - 1):
-            member = own == branch
-            elsewhere, found = self._preimage(branch, z[~member])
-            y = x.clone()
-            y[~member] = elsewhere
-            member[~member] = found
-            density, slope = self._term(y[member])
-            q[member] += density
-            dq[member] += slope
+        own = torch.arange(len(self.folds) + 1)[:, None] == torch.bucketize(x, self.folds)
+        y = torch.where(own, x, self._preimages(self.activation(x), ~own))
+        found = ~y.isnan()
+        terms = self._term(y[found])
+        q, dq = (torch.zeros_like(y).masked_scatter(found, term).sum(0) for term in terms)
         return q, dq
 
     def _term(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,44 +52,55 @@ class FoldedDensity:
         f = jet(self.activation, x)
         # Nearer to a fold f is not resolved in float64; the integrals give such points no weight.
         first = f.first.where(f.first.abs() > self._smallest_slope, self._smallest_slope)
-        p = self.density.log_prob(x).exp()
-        correction = self.density.derivative(x) - p * f.second / first
+        log_p, dp = self.density.log_prob_and_derivative(x)
+        p = log_p.exp()
+        correction = dp - p * f.second / first
         return p / first.abs(), correction / (first.abs() * first)
 
     @functools.cached_property
     def _tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Points of each branch and f there, in the order of f."""
-        points = [between(self.density, low, high) for low, high in pairwise(self.ends.tolist())]
-        tables = [(x, self.activation(x)) for x in points]
-        return [(x, f) if f[0] < f[-1] else (x.flip(0), f.flip(0)) for x, f in tables]
+        """Points of each branch and f there, in the order of f.
+
+        They are many near folds, where f is flat, and the cuts are among them, so that f is smooth
+        from one to the next.
+        """
+        tables = []
+        for low, high in pairwise(self.ends.tolist()):
+            own = self.cuts[(low < self.cuts) & (self.cuts < high)]
+            x = torch.cat([between(self.density, low, high, crowded=True), own]).sort()[0]
+            f = self.activation(x)
+            tables.append((x, f) if f[0] < f[-1] else (x.flip(0), f.flip(0)))
+        return tables
 
     @functools.cached_property
     def _smallest_slope(self) -> float:
         return 1e-9 * max((f.diff() / x.diff()).abs().max().item() for x, f in self._tables)
 
-    def _preimage(self, branch: int, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Where f = z on a branch, and whether it is anywhere."""
-        x, f = self._tables[branch]
-        found = (f[0] < z) & (z < f[-1])
-        above = torch.searchsorted(f, z[found])  # f[above - 1] < z <= f[above]
-        y = torch.full_like(z, math.nan)
-        y[found] = solve(self.activation, z[found], x[above - 1], x[above])
-        return y, found
+    def _preimages(self, z: Tensor, wanted: Tensor) -> Tensor:
+        """Where f = z on each branch, (branches, n); NaN where nowhere, or not wanted."""
+        y = torch.full(wanted.shape, math.nan, dtype=torch.float64)
+        lower, upper = y.clone(), y.clone()
+        for row, (x, f) in enumerate(self._tables):
+            found = wanted[row] & (f[0] < z) & (z < f[-1])
+            above = torch.searchsorted(f, z[found])  # f[above - 1] < z <= f[above]
+            lower[row, found], upper[row, found] = x[above - 1], x[above]
+        found = ~lower.isnan()
+        target = z.expand_as(y)[found]
+        y[found] = solve(self.activation, target, lower[found], upper[found])
+        return y
 
-    def crossings(self, cuts: Tensor) -> Tensor:
+    def crossings(self) -> Tensor:
         """Where the folded density is not smooth because of what another branch has at that value.
 
-        That is a fold or a kink, the cuts given, or its end in a tail, unless its part of the
+        That is one of the cuts, a fold or a kink, or its end in a tail, unless its part of the
         density is negligible there. As x goes to -inf, GELU under a normal density comes to 0 with
         a density that falls off like 1/|x|: so slowly that (log q)' has a pole at z = 0.
         """
-        points = torch.cat([self.ends[[0, -1]], cuts])
+        points = torch.cat([self.ends[[0, -1]], self.cuts])
+        low, high = self.ends[:-1, None], self.ends[1:, None]
+        y = self._preimages(self.activation(points), (points < low) | (points > high))
+        found = ~y.isnan()
+        both = torch.cat([points[None], y.where(found, points)])
+        own, here = self._term(both.flatten())[0].view_as(both).split([1, len(y)])
         in_tail = torch.arange(len(points)) < 2
-        z, density = self.activation(points), self._term(points)[0]
-        places = [self.ends[:0]]
-        for branch, (low, high) in enumerate(pairwise(self.ends)):
-            y, found = self._preimage(branch, z)
-            here = self._term(y.where(found, points))[0]
-            matters = ~in_tail | (density > NEGLIGIBLE * here)
-            places.append(y[found & matters & ((points < low) | (points > high))])
-        return torch.cat(places)
+        return y[found & (~in_tail | (own > NEGLIGIBLE * here))]

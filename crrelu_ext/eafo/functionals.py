@@ -46,8 +46,9 @@ def correction(activation: Function, density: DensityLike) -> Function:
     def D(x: Tensor) -> Tensor:
         wide = x.detach().double().cpu()
         f = jet(activation, wide)
-        p = problem.density.log_prob(wide).exp()
-        values = problem.density.derivative(wide) - (p * f.second / f.first).where(p > 0, 0.0)
+        log_p, dp = problem.density.log_prob_and_derivative(wide)
+        p = log_p.exp()
+        values = dp - (p * f.second / f.first).where(p > 0, 0.0)
         return (sign * values).to(x)
 
     return D

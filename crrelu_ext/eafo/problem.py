@@ -96,12 +96,12 @@ class Problem:
         x = inside(grid)
         f = jet(self.activation, x)
         rows = Jet(f.value[None], f.first[None], f.second[None])
-        log_p, dp = self.density.log_prob(x), self.density.derivative(x)
+        log_p, dp = self.density.log_prob_and_derivative(x)
         return Problems(grid, log_p[None], dp[None], rows)
 
     @functools.cached_property
     def folded(self) -> FoldedDensity:
-        return FoldedDensity(self.activation, self.density, self.folds)
+        return FoldedDensity(self.activation, self.density, self.cuts, self.folds)
 
     @functools.cached_property
     def _graded(self) -> tuple[Problems, Tensor, Tensor]:
@@ -111,44 +111,47 @@ class Problem:
         return core, q, dq
 
     @functools.cached_property
-    def _entropy_terms(self) -> tuple[Grid, Tensor]:
-        """-p log q(f(x)), and the grid that integrates it."""
+    def _entropy_terms(self) -> tuple[Problems, Tensor]:
+        """-p log q(f(x)), on the grid that integrates it."""
         if self.monotone:
-            return self.grid, self.core.entropy_terms()
+            return self.core, self.core.entropy_terms()
         core, q, _ = self._graded
-        return core.grid, -core.p * q.log()
+        return core, -core.p * q.log()
 
     @functools.cached_property
     def entropy(self) -> float:
         """H(f), in nats."""
-        grid, terms = self._entropy_terms
-        return grid.integral(terms).item()
+        core, terms = self._entropy_terms
+        return core.grid.integral(terms).item()
 
     @functools.cached_property
     def missing_mass(self) -> float:
         """1 less the integral of p: what the tails hold that were cut off, and integration lost."""
-        return 1 - self.grid.integral(self.core.p).item()
+        core, _ = self._entropy_terms
+        return 1 - core.grid.integral(core.p).item()
 
     @functools.cached_property
     def error(self) -> float:
         """An estimate of the entropy's error: from half the knots, and from the missing mass."""
-        grid, terms = self._entropy_terms
-        coarse = grid.coarser().integral(grid.every_second(terms)).item()
-        log_q_at_ends = (terms[0, [0, -1]] / self.core.p[0, [0, -1]]).abs().max().item()
+        core, terms = self._entropy_terms
+        coarse = core.grid.coarser().integral(core.grid.every_second(terms)).item()
+        log_q_at_ends = (terms[0, [0, -1]] / core.p[0, [0, -1]]).abs().max().item()
         return abs(self.entropy - coarse) + abs(self.missing_mass) * (1 + log_q_at_ends)
 
     @functools.cached_property
     def variance(self) -> float:
         """Of the output; infinite if what was cut off may hold a thousandth of it."""
-        mean, variance = (moment.item() for moment in self.core.mean_and_variance())
-        furthest = (self.core.f.value - mean).abs().max().item()
+        core, _ = self._entropy_terms
+        mean, variance = (moment.item() for moment in core.mean_and_variance())
+        furthest = (core.f.value - mean).abs().max().item()
         return variance if abs(self.missing_mass) * furthest**2 < 1e-3 * variance else math.inf
 
     def refuse_unresolved(self) -> None:
         """Raises a ValueError if f is not what f' says, or if the entropy's error is too large."""
+        core, _ = self._entropy_terms
         value, first = (
-            part.unflatten(-1, (self.grid.pieces, self.grid.knots))
-            for part in (self.core.f.value, self.core.f.first)
+            part.unflatten(-1, (core.grid.pieces, core.grid.knots))
+            for part in (core.f.value, core.f.first)
         )
         if (value.diff(dim=-1) * first[..., :-1].sign() < -1e-9 * value.abs().max()).any():
             raise ValueError("activation jumps against its slope; allowed are continuous functions")
@@ -286,16 +289,19 @@ def analyse(activation: Function, density: DensityLike) -> Problem:
     view = as_density(density)
     x = between(view, view.lower, view.upper)
     refuse_unless_elementwise(activation, x)
-    view = where_not_flat(view, x, jet(activation, x))
-    x = between(view, view.lower, view.upper)
     f = jet(activation, x)
+    moving = where_not_flat(view, x, f)
+    if moving != view:
+        view = moving
+        x = between(view, view.lower, view.upper)
+        f = jet(activation, x)
     jumps = torch.cat([density_jumps(view, x), activation_jumps(activation, view, x, f)])
     jumps = _apart(jumps, 1e-9 * view.scale)
     folds = find_folds(activation, x, f, jumps)
     cuts = torch.cat([jumps, folds]).unique()
     problem = Problem(activation, view, cuts, folds)
     if not problem.monotone:
-        crossings = problem.folded.crossings(cuts)
+        crossings = problem.folded.crossings()
         far = ((crossings[:, None] - cuts).abs() > 1e-6 * view.scale).all(-1)
         cuts = torch.cat([cuts, _apart(crossings[far], 1e-6 * view.scale)]).sort()[0]
         problem = replace(problem, cuts=cuts)
