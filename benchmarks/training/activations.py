@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from crrelu_ext import CRReLU, reference, replace_activation
+from crrelu_ext import CRReLU, DynamicActivation, reference, replace_activation
 
 
 class Channels(NamedTuple):
@@ -34,11 +34,12 @@ def _per_channel(channels: Channels, start: float) -> nn.Module:
 @dataclass(frozen=True)
 class Activation:
     """``make()`` makes a module; with a start it is ``make(start)``, per channel ``make(channels,
-    start)``."""
+    start)``. What is dynamic has a scheduler beside the optimizer, which dynamic.py makes."""
 
     make: Callable[..., nn.Module]
     start: float | None = None
     per_channel: bool = False
+    dynamic: bool = False
 
     def module(self, channels: Channels) -> nn.Module:
         """The module for one place in a model."""
@@ -57,6 +58,7 @@ ACTIVATIONS = {
     "elu": Activation(lambda start: nn.ELU(start), 1.0),
     "silu": Activation(nn.SiLU),
     "mish": Activation(nn.Mish),
+    "dynamic-eafo": Activation(DynamicActivation, dynamic=True),
 }
 
 
@@ -79,7 +81,7 @@ def parse(text: str) -> Activation:
     if activation.start is None:
         starting = [known for known, a in ACTIVATIONS.items() if a.start is not None]
         raise ValueError(f"activation is {text!r}; a start is allowed for {', '.join(starting)}")
-    return Activation(activation.make, number, activation.per_channel)
+    return replace(activation, start=number)
 
 
 def place(model: nn.Module, activation: Activation, example: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crrelu_ext import parameter_groups
 
-from . import checkpoint
+from . import checkpoint, dynamic
 from .activations import learned
 from .diagnosis import Diverged, first_bad_layer
 from .processes import Processes
@@ -36,6 +36,8 @@ class Epoch:
     metrics: dict[str, float]  # on the validation data, after the epoch
     rate: float  # images or tokens per second, training alone
     epsilons: dict[str, list[float]]  # by CRReLU layer, after the epoch
+    updates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Of dynamic EAFO, by layer: the fields of each crrelu_ext.scheduler.Update in the epoch."""
 
 
 class Watch(Protocol):
@@ -114,6 +116,7 @@ class _Run:
             betas=(recipe.beta1, recipe.beta2),
             fused=True,
         )
+        self.eafo = dynamic.scheduler(recipe, task.model, task.train.steps)
         dtype = precision(recipe, processes.device)
         self.autocast: Callable[[], AbstractContextManager[Any]] = partial(
             torch.autocast, processes.device.type, dtype, enabled=dtype is not None
@@ -154,6 +157,7 @@ class _Run:
             metrics=self._evaluate(task.validation, number),
             rate=self._rate,
             epsilons=learned(task.model),
+            updates=dynamic.updates(self.eafo, number * steps) if self.eafo else {},
         )
         self.done.append(epoch)
         self.losses, self.seconds = [], 0.0
@@ -189,6 +193,8 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.eafo:
+            self.eafo.step()
         return total
 
     def _check(self, epoch: int, seen: int, parts: list[Batch]) -> float:
@@ -230,6 +236,7 @@ class _Run:
             "losses": self.processes.sum(torch.stack(self.losses)).cpu(),
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
+            "eafo": dynamic.state(self.eafo, self.processes) if self.eafo else None,
         }
         checkpoint.save(self.file, self.model, self.optimizer, position, self.processes)
 
@@ -240,3 +247,5 @@ class _Run:
         self.losses = list(losses.unbind())
         self.seconds = position["seconds"]
         self.scaler.load_state_dict(position["scaler"])
+        if self.eafo:
+            dynamic.load_state(self.eafo, position["eafo"], self.processes)

@@ -1,15 +1,16 @@
-"""Curves of training, and of what the CRReLU layers learned."""
+"""Curves of training, of what the CRReLU layers learned, of what dynamic EAFO lowered."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from .results import Result
-from .summary import Summary, metrics, summarize
+from .summary import Summary, history, metrics, summarize
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the lines differ as well.
 COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
@@ -18,13 +19,16 @@ OURS = {"color": "#D55E00", "lw": 2.5, "ls": "-", "zorder": 5}
 
 
 def write(folder: Path, name: str, group: list[Result]) -> None:
-    """Writes name.png, and name-epsilon.png where there are epsilons."""
+    """Writes name.png, name-epsilon.png where there are epsilons, and name-entropy.png where
+    activations were derived."""
     summaries = [summary for summary in summarize(group) if summary.runs]
     if not summaries:
         return
     curves(group, summaries).savefig(folder / f"{name}.png", dpi=120)
     if any(summary.epsilons for summary in summaries):
         epsilons(summaries).savefig(folder / f"{name}-epsilon.png", dpi=120)
+    if any(summary.derived for summary in summaries):
+        entropies(summaries).savefig(folder / f"{name}-entropy.png", dpi=120)
 
 
 def curves(group: list[Result], summaries: list[Summary]) -> Figure:
@@ -64,16 +68,40 @@ def curves(group: list[Result], summaries: list[Summary]) -> Figure:
 
 def epsilons(summaries: list[Summary]) -> Figure:
     """Each layer's epsilon over the epochs, the mean over channels and seeds."""
-    learning = [summary for summary in summaries if summary.epsilons]
-    figure = Figure(figsize=(11, 4.2 * len(learning)), layout="constrained")
-    grid = figure.subplots(len(learning), 1, squeeze=False)
-    for axes, summary in zip(grid[:, 0], learning, strict=True):
-        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(summary.epsilons)))
-        for layer, shade in zip(summary.epsilons, shades, strict=True):
-            values = [[np.mean(e.epsilons[layer]) for e in run.epochs] for run in summary.runs]
-            mean = np.mean(values, axis=0)
+    learning = {
+        f"epsilon of {summary.activation}": {
+            layer: [[np.mean(e.epsilons[layer]) for e in run.epochs] for run in summary.runs]
+            for layer in summary.epsilons
+        }
+        for summary in summaries
+        if summary.epsilons
+    }
+    return _by_layer(learning, "epoch")
+
+
+def entropies(summaries: list[Summary]) -> Figure:
+    """The entropy of each layer's output over the updates, the mean over the seeds."""
+    derived = {
+        f"entropy of {summary.activation}, nats": {
+            layer: [[u["entropy"] for u in history(run)[layer]] for run in summary.runs]
+            for layer in summary.derived
+        }
+        for summary in summaries
+        if summary.derived
+    }
+    return _by_layer(derived, "update")
+
+
+def _by_layer(panels: dict[str, dict[str, list[list[Any]]]], over: str) -> Figure:
+    """A panel for each of the labels: by layer, the mean of the runs' lists."""
+    figure = Figure(figsize=(11, 4.2 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False)
+    for axes, (label, layers) in zip(grid[:, 0], panels.items(), strict=True):
+        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(layers)))
+        for (layer, runs), shade in zip(layers.items(), shades, strict=True):
+            mean = np.mean(runs, axis=0)
             axes.plot(np.arange(1, len(mean) + 1), mean, color=shade, label=layer)
-        axes.set(xlabel="epoch", ylabel=f"epsilon of {summary.activation}")
+        axes.set(xlabel=over, ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
     return figure

@@ -13,6 +13,8 @@ from .recipe import Recipe
 
 REFRESH_EVERY = 10
 """Steps between two drawings: a thread that draws would take its share of a core."""
+QUANTITIES = ("entropy", "location", "scale", "step_size")
+"""Of an update of dynamic EAFO."""
 
 
 class Terminal:
@@ -55,6 +57,10 @@ class Terminal:
         self._scalars({"train/learning rate": learning_rate})
         for layer, values in epoch.epsilons.items():
             self._scalars({f"epsilon/{layer}": sum(values) / len(values)})
+        for layer, updates in epoch.updates.items():
+            for update in updates:
+                scalars = {f"eafo/{layer}/{name}": update[name] for name in QUANTITIES}
+                self._scalars(scalars, update["step"])
 
     def close(self) -> None:
         self._progress.stop()
@@ -62,10 +68,10 @@ class Terminal:
         if self._log is not None:
             self._log.close()
 
-    def _scalars(self, values: dict[str, float]) -> None:
+    def _scalars(self, values: dict[str, float], step: int | None = None) -> None:
         if self._log is not None:
             for name, value in values.items():
-                self._log.add_scalar(name, value, self._steps)
+                self._log.add_scalar(name, value, self._steps if step is None else step)
 
 
 def _tensorboard(folder: Path) -> Any:

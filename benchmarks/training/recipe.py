@@ -103,6 +103,13 @@ class Recipe:
     )
     compile: bool = knob(False, "torch.compile the model")
 
+    eafo_every: int = knob(100, "of dynamic EAFO: steps between updates", **at_least(1))
+    eafo_warmup: int = knob(100, "of dynamic EAFO: steps that find the input", **at_least(4))
+    eafo_trust: float = knob(
+        0.01, "of dynamic EAFO: largest change by the first update, in scales; later ones make "
+        "less, the last step of training none", **POSITIVE,
+    )  # fmt: skip
+
     dpo_beta: float = knob(0.1, "DPO's temperature", **POSITIVE)
     pairs: int | None = knob(None, "preference pairs at most; null: all", **at_least(2))
 
@@ -120,7 +127,13 @@ class Recipe:
             value, check = getattr(self, one.name), one.metadata["check"]
             if value is not None and check and not check(value):
                 raise ValueError(f"{one.name} is {value!r}; allowed are {one.metadata['allowed']}")
-        activations.parse(self.activation)
+        dynamic = activations.parse(self.activation).dynamic
+        if dynamic and (self.dataset in PREFERENCES) != (self.weights is not None):
+            raise ValueError(
+                f"weights is {self.weights!r}; with activation {self.activation!r} allowed are: in "
+                "DPO a file, since its functions stay as they were learned; elsewhere null, since "
+                "they begin anew"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}; allowed are 0 to below epochs, "

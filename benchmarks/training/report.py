@@ -68,6 +68,9 @@ def _page(found: list[Result]) -> Iterator[str]:
         if any(summary.epsilons for summary in summarize(group)):
             yield f"![Epsilons]({name}-epsilon.png)"
             yield ""
+        if any(summary.derived for summary in summarize(group)):
+            yield f"![Entropies]({name}-entropy.png)"
+            yield ""
 
 
 def section(group: list[Result]) -> Iterator[str]:
@@ -108,6 +111,17 @@ def section(group: list[Result]) -> Iterator[str]:
     ]
     if epsilons:
         yield from table(("activation", "layer", "learned epsilon"), epsilons)
+    derived = [
+        (
+            *(summary.activation, layer, layers.location.text(3, "+"), layers.scale.text(3)),
+            *(layers.entropy.text(3, "+"), f"{layers.refusals} of {layers.updates}"),
+        )
+        for summary in summaries
+        for layer, layers in summary.derived.items()
+    ]
+    if derived:
+        columns = ("activation", "layer", "location of the input", "scale")
+        yield from table((*columns, "entropy of the output, nats", "updates refused"), derived)
     changed = {
         name: value
         for name, value in asdict(recipe).items()

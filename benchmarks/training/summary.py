@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from statistics import mean, median, stdev
+from typing import Any
 
 from scipy import stats
 
@@ -69,6 +70,27 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """Where a layer that is derived while it trains has come to, over the seeds."""
+
+    location: Spread
+    scale: Spread
+    entropy: Spread  # of the output, nats, after the last update
+    updates: int
+    refusals: int
+
+    @classmethod
+    def of(cls, histories: list[list[dict[str, Any]]]) -> Derived:
+        """Of a layer's updates, run by run; each run has one at least."""
+        location, scale, entropy = (
+            Spread.of([history[-1][name] for history in histories])
+            for name in ("location", "scale", "entropy")
+        )
+        refusals = [update["refusal"] is not None for history in histories for update in history]
+        return cls(location, scale, entropy, len(refusals), sum(refusals))
+
+
+@dataclass(frozen=True)
 class Summary:
     """An activation over its seeds."""
 
@@ -81,6 +103,7 @@ class Summary:
     difference: Difference | None
     rate: float | None  # median over all epochs
     epsilons: dict[str, Spread]  # by layer; over channels and seeds
+    derived: dict[str, Derived]  # by layer, of dynamic EAFO
 
 
 def metrics(result: Result) -> tuple[Metric, ...]:
@@ -130,6 +153,15 @@ def speeds(summaries: list[Summary], beside: Summary | None) -> dict[str, float 
     return {name: median(values) if values else None for name, values in ratios.items()}
 
 
+def history(run: Result) -> dict[str, list[dict[str, Any]]]:
+    """All updates of dynamic EAFO, by layer, in order."""
+    updates: dict[str, list[dict[str, Any]]] = {}
+    for epoch in run.epochs:
+        for layer, ones in epoch.updates.items():
+            updates.setdefault(layer, []).extend(ones)
+    return updates
+
+
 def _summary(
     activation: str,
     by_seed: dict[int, Result],
@@ -143,6 +175,8 @@ def _summary(
     for run in runs:
         for layer, values in run.epochs[-1].epsilons.items():
             epsilons.setdefault(layer, []).extend(values)
+    histories = [history(run) for run in runs]
+    layers = [layer for layer in histories[0] if histories[0][layer]] if histories else []
     return Summary(
         activation,
         runs,
@@ -153,6 +187,7 @@ def _summary(
         difference=_difference(by_seed, reference, judged_by) if activation != REFERENCE else None,
         rate=median(epoch.rate for run in runs for epoch in run.epochs) if runs else None,
         epsilons={layer: Spread.of(values) for layer, values in epsilons.items()},
+        derived={layer: Derived.of([one[layer] for one in histories]) for layer in layers},
     )
 
 

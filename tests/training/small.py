@@ -25,6 +25,8 @@ VIT: dict[str, Any] = {
     "checkpoint_every": 1,
     "tensorboard": False,
 }
+# Dynamic EAFO that gets to work within a few steps.
+EAFO: dict[str, Any] = {"eafo_every": 2, "eafo_warmup": 4}
 GPT: dict[str, Any] = {
     "dataset": "stdlib",
     "model_args": {"n_embd": 16, "n_head": 2},
@@ -60,7 +62,7 @@ def start(folder: Path, request: dict[str, Any]) -> BaseProcess:
 
 def without_times(epochs: list[Epoch]) -> list[tuple[Any, ...]]:
     """What must be the same bit for bit."""
-    return [(epoch.loss, epoch.metrics, epoch.epsilons) for epoch in epochs]
+    return [(epoch.loss, epoch.metrics, epoch.epsilons, epoch.updates) for epoch in epochs]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from benchmarks.training.build import build
 from benchmarks.training.loop import train
 from crrelu_ext import CRReLU
 
-from .small import ALONE, GPT, VIT, recipe
+from .small import ALONE, EAFO, GPT, VIT, recipe
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("kind", [VIT, GPT], ids=["digits", "stdlib"])
 def test_training_steps(kind: dict[str, object], name: str) -> None:
-    one = recipe(kind, activation=name, epochs=1, warmup_epochs=0, steps_per_epoch=2)
+    one = recipe(kind, **EAFO, activation=name, epochs=1, warmup_epochs=0, steps_per_epoch=7)
     task = build(one, ALONE)
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     (epoch,) = train(task, one, ALONE)
@@ -27,6 +27,12 @@ def test_training_steps(kind: dict[str, object], name: str) -> None:
         key for key, value in task.model.state_dict().items() if (value != before[key]).any()
     ]
     assert len(changed) > len(before) / 2
+    tables = {key for key in before if key.endswith(("table", "place"))}
+    assert len(tables) == 4 * name.startswith("dynamic")
+    assert tables <= set(changed)
+    assert len(epoch.updates) == len(tables) / 2
+    for updates in epoch.updates.values():
+        assert [update["step"] for update in updates] == [6]
     epsilons = [key for key in before if key.endswith("epsilon")]
     assert len(epsilons) == 2 * name.startswith("crrelu")
     assert set(epsilons) <= set(changed)

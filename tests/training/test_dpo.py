@@ -22,7 +22,7 @@ from benchmarks.training.results import Result
 from benchmarks.training.task import DataError
 from benchmarks.training.text import standard_library
 
-from .small import ALONE, without_times
+from .small import ALONE, EAFO, without_times
 
 SMALL: dict[str, Any] = {
     "dataset": "stdlib-pairs",
@@ -178,24 +178,31 @@ def test_published_schemas(tmp_path: Path, dataset: str) -> None:
         assert 0 < result.epochs[-1].metrics["loss"] < 2
 
 
-def test_weights_of_a_pretrained_model(tmp_path: Path) -> None:
-    """What a language cell leaves is what DPO starts from."""
+@pytest.mark.parametrize("activation", ["crrelu", "dynamic-eafo"])
+def test_weights_of_a_pretrained_model(tmp_path: Path, activation: str) -> None:
+    """What a language cell leaves is what DPO starts from; functions that were derived stay."""
     (pretrained,) = study.run(
         tmp_path,
         cells(
-            {"dataset": "stdlib", "epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2, "seed": 0,
-             "model_args": SMALL["model_args"], "tensorboard": False}
+            {"dataset": "stdlib", "epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 8, "seed": 0,
+             "model_args": SMALL["model_args"], "tensorboard": False, "activation": activation,
+             **EAFO}
         ),
         ALONE,
         lambda *_: Nobody(),
     )  # fmt: skip
     weights = tmp_path / "cells" / pretrained.recipe.cell / "weights.pt"
     name = str(tmp_path / "cells" / "stdlib-small-gpt-{activation}-seed{seed}-*" / weights.name)
-    one = recipe(weights=name)
-    model, _ = dpo._model(one)
+    start: dict[str, Any] = {"activation": activation, "weights": name}
+    model, _ = dpo._model(recipe(**start))
     expected = torch.load(weights, weights_only=True)
     for key, value in model.state_dict().items():
         assert torch.equal(value, expected[key])
+    run(tmp_path / "dpo", **start, epochs=1, steps_per_epoch=1)
+    trained = torch.load(next(tmp_path.glob("dpo/cells/*/weights.pt")), weights_only=True)
+    changed = {key for key, value in trained.items() if not torch.equal(value, expected[key])}
+    assert {key for key in trained if key.endswith((".c_fc.weight", ".epsilon"))} <= changed
+    assert not any(key.endswith((".table", ".place")) for key in changed)
 
 
 def test_nan_says_where(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from benchmarks.training.diagnosis import Diverged
 from benchmarks.training.loop import Nobody, learning_rate, train
 from benchmarks.training.recipe import Recipe
 
-from .small import ALONE, GPT, VIT, recipe, without_times
+from .small import ALONE, EAFO, GPT, VIT, recipe, without_times
 
 
 class Killed(BaseException):
@@ -41,11 +41,13 @@ def weights(one: Recipe, resume: Path | None = None, kill_at: int | None = None)
     return without_times(epochs), task.model.state_dict()
 
 
+@pytest.mark.parametrize("activation", ["crrelu", "dynamic-eafo"])
 @pytest.mark.parametrize("kind", [VIT, GPT], ids=["digits", "stdlib"])
-def test_resume_bit_for_bit(tmp_path: Path, kind: dict[str, Any]) -> None:
+def test_resume_bit_for_bit(tmp_path: Path, kind: dict[str, Any], activation: str) -> None:
     """Killed in the middle of an epoch, at its end, and again; with parts of a batch, too."""
-    one = recipe(kind, accumulation=2, checkpoint_every=1)
+    one = recipe(kind, **EAFO, activation=activation, accumulation=2, checkpoint_every=1)
     expected, expected_weights = weights(one)
+    assert bool(expected[-1][3]) == (activation == "dynamic-eafo")
     file = tmp_path / "checkpoint.pt"
     for steps in (3, 0, 0, 1, 9):
         try:

@@ -18,7 +18,7 @@ from benchmarks.training.loop import Nobody
 from benchmarks.training.processes import join
 from benchmarks.training.recipe import cells
 
-from .small import ALONE, VIT, run_study
+from .small import ALONE, VIT, outcome, run_study
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch without distributed"
@@ -30,6 +30,7 @@ STUDY: dict[str, Any] = {
     "checkpoint_every": 3,
     "activation": "crrelu-channel",
 }
+LAYER = "encoder.layers.0.activation"
 
 
 class Stop(BaseException):
@@ -103,6 +104,26 @@ def test_as_in_one_process(tmp_path: Path, parallel: str, monkeypatch: pytest.Mo
         for name in ("one", "two", "both")
     ]
     assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_dynamic_activations(
+    tmp_path: Path, parallel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that are stopped between updates go on with the counts of both."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    request = {**STUDY, "activation": "dynamic-eafo", "eafo_warmup": 4, "eafo_every": 3}
+    request["parallel"] = parallel
+    in_two_processes(tmp_path / "whole", request)
+    in_two_processes(tmp_path / "stopped", request, stop=True)
+    (file,) = (tmp_path / "stopped").rglob("checkpoint.pt")
+    counts = torch.load(file, weights_only=True)["position"]["eafo"]["counts"]
+    # After steps 5 and 6: two ranks, two parts of a batch, some thousand elements of each.
+    assert all(7_000 < layer.sum() < 9_000 for layer in counts.values())
+    in_two_processes(tmp_path / "stopped", request)
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    (result,) = results.read(tmp_path / "whole")
+    assert [update["step"] for epoch in result.epochs for update in epoch.updates[LAYER]] == [7, 10]
 
 
 def test_batches_that_cannot_be_shared(tmp_path: Path) -> None:

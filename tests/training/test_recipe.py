@@ -76,6 +76,15 @@ def test_identity() -> None:
         ({"epochs": 2}, "warmup_epochs is 2.0; allowed are 0 to below epochs, which is 2"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; allowed are numbers above 0"),
         ({"accumulation": 3}, "accumulation is 3; allowed are divisors of batch_size"),
+        ({"eafo_warmup": 3}, "eafo_warmup is 3; allowed are 4 and more"),
+        (
+            {"activation": "dynamic-eafo", "weights": "x.pt"},
+            "weights is 'x.pt'; with activation 'dynamic-eafo' allowed .* elsewhere null",
+        ),
+        (
+            {"activation": "dynamic-eafo", "dataset": "stdlib-pairs"},
+            "weights is None; with activation 'dynamic-eafo' allowed are: in DPO a file",
+        ),
         ({"device": "tpu"}, "device is 'tpu'; allowed are auto, cpu, cuda"),
         ({"compile": 1}, "compile is 1; allowed are values of type bool"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -19,10 +20,18 @@ from benchmarks.training.summary import summarize
 ACCURACIES = {"crrelu": (0.90, 0.92, 0.95), "gelu": (0.89, 0.90, 0.91)}
 
 
+def update(entropy: float, refusal: str | None = None) -> dict[str, Any]:
+    return {"entropy": entropy, "location": 2.0, "scale": 0.5, "refusal": refusal}
+
+
 def result(activation: str, seed: int, accuracy: float) -> Result:
     recipe = replace(Recipe(dataset="cifar10"), activation=activation, seed=seed, epochs=30)
     epsilons = {"act": [0.01, -0.2 * seed]} if activation == "crrelu" else {}
-    last = Epoch(0.5, {"loss": 0.4, "accuracy": accuracy}, 200.0, epsilons)
+    updates = [update(-0.25 - seed), update(-0.5 - seed, "too few")]
+    last = Epoch(
+        0.5, {"loss": 0.4, "accuracy": accuracy}, 200.0, epsilons,
+        {"act": updates} if activation.startswith("dynamic") else {},
+    )  # fmt: skip
     best = Epoch(0.6, {"loss": 0.4, "accuracy": accuracy + 0.01}, 100.0 + seed, epsilons)
     return Result(recipe, [best] * 29 + [last], None, "images", 5, {"device": "cpu"})
 
@@ -82,6 +91,16 @@ def test_page(some: list[Result], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(pictures) == 2
     assert all(f"({picture.name})" in page for picture in pictures)
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_what_was_derived(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        results.append(tmp_path, result("dynamic-eafo", seed, 0.9))
+    page = report.write(tmp_path, tmp_path / "out").read_text()
+    assert (
+        "| dynamic-eafo | act | +2.000 ± 0.000 | 0.500 ± 0.000 | -1.000 ± 0.707 | 2 of 4 |" in page
+    )
+    assert (tmp_path / "out" / "cifar10-vit_tiny_patch16_224-entropy.png").exists()
 
 
 def test_published_figures() -> None:

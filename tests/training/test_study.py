@@ -16,26 +16,31 @@ from benchmarks.training.loop import Nobody
 from benchmarks.training.processes import join
 from benchmarks.training.recipe import cells
 
-from .small import ALONE, VIT, outcome, run_study, start
+from .small import ALONE, EAFO, VIT, outcome, run_study, start
 
 STUDY: dict[str, Any] = {**VIT, "activation": ["crrelu", "gelu"], "seed": [0, 1]}
+KILLED: dict[str, Any] = {**STUDY, **EAFO, "activation": ["crrelu", "dynamic-eafo"]}
 
 
 def table(folder: Path) -> list[list[str]]:
     """The report's first table but for the speeds."""
     page = report.write(folder, folder / "report").read_text().splitlines()
-    rows = [line.split("|")[1:-1] for line in page if line.startswith(("| crrelu", "| gelu"))]
+    rows = [
+        line.split("|")[1:-1]
+        for line in page
+        if line.startswith(("| crrelu", "| gelu", "| dynamic"))
+    ]
     return [row[:6] for row in rows]
 
 
 def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many kills as it takes, each at another point; the result is that of an unbroken run."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the preloading process
-    run_study(tmp_path / "whole", STUDY)
+    run_study(tmp_path / "whole", KILLED)
     chance = random.Random(7)
     kills = 0
     for _ in range(60):
-        process = start(tmp_path / "killed", STUDY)
+        process = start(tmp_path / "killed", KILLED)
         process.join(timeout=0.3 + 0.7 * chance.random())
         if process.exitcode is None:
             process.kill()
