@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from crrelu_ext import CRReLU, DynamicActivation, reference, replace_activation
+from crrelu_ext import CRReLU, DynamicActivation, DynamicCRReLU, reference, replace_activation
 
 
 class Channels(NamedTuple):
@@ -58,6 +58,7 @@ ACTIVATIONS = {
     "elu": Activation(lambda start: nn.ELU(start), 1.0),
     "silu": Activation(nn.SiLU),
     "mish": Activation(nn.Mish),
+    "dynamic-crrelu": Activation(lambda start: DynamicCRReLU(init=start), 0.01, dynamic=True),
     "dynamic-eafo": Activation(DynamicActivation, dynamic=True),
 }
 

@@ -58,4 +58,4 @@ def load_state(scheduler: ActivationScheduler, state: dict[str, Any], processes:
     scheduler.load_state_dict(state)
     if not processes.first:
         for layer in scheduler.layers.values():
-            layer.counts.zero_()
+            layer.histogram.counts.zero_()
