@@ -1,11 +1,12 @@
 """What dynamic EAFO adds to a training step: ``python -m benchmarks.dynamic``.
 
-The same model with DynamicActivation, measuring in each step and derived anew every hundredth, and
-with a table that stays as it is; they take turns, a round of steps each, in one run.
+The same model with an activation that follows its input, measuring in each step and moved every
+hundredth, and with one that stays as it is: DynamicActivation and a table, DynamicCRReLU and
+CRReLU. They take turns, a round of steps each, in one run.
 """
 
 from collections.abc import Callable
-from itertools import chain, cycle, islice
+from itertools import chain, cycle, islice, product
 from statistics import median, quantiles
 from time import perf_counter
 
@@ -14,7 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from crrelu_ext import ActivationScheduler, DerivedActivation, DynamicActivation
+from crrelu_ext import (
+    ActivationScheduler,
+    CRReLU,
+    DerivedActivation,
+    DynamicActivation,
+    DynamicCRReLU,
+)
 from crrelu_ext.dynamic import smooth_relu
 
 from .environment import describe
@@ -28,8 +35,15 @@ STEPS = 10
 EVERY = 100
 
 
-def static() -> nn.Module:
+def table() -> nn.Module:
     return DerivedActivation(smooth_relu, lower=-8, upper=8, knots=64)
+
+
+FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "table": (DynamicActivation, table),
+    "parametric": (DynamicCRReLU, CRReLU),
+}
+"""What follows its input, and what stays."""
 
 
 def training(dataset: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, Callable[[], None]]:
@@ -51,10 +65,11 @@ def training(dataset: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, Ca
     return task.model.train(), step
 
 
-def compare(dataset: str) -> tuple[list[float], float, float]:
+def compare(dataset: str, form: str) -> tuple[list[float], float, float]:
     """The ratios of the rounds; the seconds of a static step, and of an update."""
+    dynamic, static = FORMS[form]
     _, fixed = training(dataset, static)
-    model, step = training(dataset, DynamicActivation)
+    model, step = training(dataset, dynamic)
     scheduler = ActivationScheduler(model, every=EVERY, warmup=8, total=10**9)
 
     def measured() -> None:
@@ -84,13 +99,13 @@ def compare(dataset: str) -> tuple[list[float], float, float]:
 
 def main() -> None:
     console = Console()
-    table = Table("", "ratio", "quartiles", "static step, ms", "update, ms")
-    for dataset in ("digits", "stdlib"):
-        ratios, step, update = compare(dataset)
+    rows = Table("", "", "ratio", "quartiles", "static step, ms", "update, ms")
+    for dataset, form in product(("digits", "stdlib"), FORMS):
+        ratios, step, update = compare(dataset, form)
         low, middle, high = quantiles(ratios, n=4)
         milliseconds = f"{1e3 * step:.2f}", f"{1e3 * update:.2f}"
-        table.add_row(dataset, f"{middle:.4f}", f"{low:.4f} to {high:.4f}", *milliseconds)
-    console.print(table)
+        rows.add_row(dataset, form, f"{middle:.4f}", f"{low:.4f} to {high:.4f}", *milliseconds)
+    console.print(rows)
     for name, value in describe("python -m benchmarks.dynamic").items():
         console.print(f"{name}: {value}", highlight=False)
 

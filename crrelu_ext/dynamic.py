@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
+from crrelu_ext._nested import is_jagged
 from crrelu_ext._ops import native
 from crrelu_ext.derived import DerivedActivation
 from crrelu_ext.functional import crrelu_at
@@ -36,7 +37,8 @@ class Histogram(nn.Module):
     """Counts, in training mode, some elements of each input in bins of a sixteenth of a scale.
 
     Nothing is counted while gradients are computed, so that checkpointed layers, which are
-    evaluated again then, count each element once; nor without the native kernels.
+    evaluated again then, count each element once; nor without the native kernels. Of a nested
+    tensor its values count, of a DTensor this rank's shard.
 
     Args:
         channels: 1, or the size of the input along ``channel_dim``, for bins of each channel's own.
@@ -75,10 +77,16 @@ class Histogram(nn.Module):
         self.counts.zero_()
 
     def forward(self, input: Tensor) -> None:
-        if self.training and native and (is_compiling() or not _in_backward()):
-            torch.ops.crrelu_ext.count_(
-                input.detach(), self.place, self.samples, self.channel_dim, self.counts
-            )
+        if not (self.training and native) or (not is_compiling() and _in_backward()):
+            return
+        channel_dim = self.channel_dim
+        input = input.detach()
+        if is_jagged(input):
+            input = input.values()
+            channel_dim -= channel_dim > 0  # values have no batch dimension
+        elif hasattr(input, "to_local"):  # a DTensor: the ranks' counts are added up later
+            input = input.to_local()
+        torch.ops.crrelu_ext.count_(input, self.place, self.samples, channel_dim, self.counts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         place = self.place

@@ -1,7 +1,10 @@
 """crrelu_at, CRReLU with its bump at a place: values, gradients, transforms, arguments."""
 
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.func import hessian, vmap
 from torch.testing import assert_close
 
@@ -16,6 +21,7 @@ from crrelu_ext import crrelu, crrelu_at, reference
 
 from .oracle import Array, Formula, Terms, exact_numbers, ulp
 from .test_accuracy import every_number, float32_sample, float64_sample
+from .test_distributed import in_two_processes
 from .tolerances import TOLERANCES, assert_sums
 
 PLACES = [(0.0, 1.0), (0.7, 0.3), (-2.5, 1.9)]
@@ -235,6 +241,31 @@ def test_nested() -> None:
     output = crrelu_at(nested, epsilon, place, channel_dim=-1)
     for part, expected in zip(output.unbind(), parts, strict=True):
         assert_close(part, crrelu_at(expected, epsilon, place))
+
+
+def sharded(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    x, epsilon, place = leaves((5, 7), 7, "cpu")
+    expected = crrelu_at(x, epsilon, place)
+    grad_output = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, (x, epsilon), grad_output)
+    for placement in (Shard(0), Shard(1), Replicate()):
+        whole = [Replicate()]
+        given = [
+            distribute_tensor(t.detach(), mesh, p).requires_grad_(t.requires_grad)
+            for t, p in ((x, [placement]), (epsilon, whole), (place, whole))
+        ]
+        output = crrelu_at(*given)
+        assert_close(output.full_tensor(), expected.detach())
+        distributed = distribute_tensor(grad_output, mesh, output.placements)
+        for grad, exact in zip(
+            torch.autograd.grad(output, given[:2], distributed), grads, strict=True
+        ):
+            assert_close(grad.full_tensor(), exact)
+
+
+def test_sharded(tmp_path: Path) -> None:
+    in_two_processes(sharded, tmp_path)
 
 
 BAD: list[tuple[str, type[Exception], str, dict[str, Any]]] = [

@@ -150,6 +150,16 @@ def test_it_measures_in_training_alone() -> None:
         assert act.histogram.counts.sum() == 50 * accumulated
 
 
+@pytest.mark.parametrize("make", [DynamicActivation, lambda: DynamicCRReLU(3, channel_dim=2)])
+def test_nested_inputs_are_measured(make: Any) -> None:
+    act = make()
+    parts = [torch.randn(n, 3) for n in (20, 50)]
+    output = act(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    assert act.histogram.counts.sum() == 70 * 3
+    for part, expected in zip(output.unbind(), parts, strict=True):
+        torch.testing.assert_close(part, act(expected[None])[0])
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_elements_are_counted_once(reentrant: bool) -> None:
     act = DynamicActivation(samples=50)
