@@ -28,7 +28,7 @@ from rich.table import Table
 
 import crrelu_ext
 
-from .activations import COMPILED, CRRELU, EAGER, GELU, SILU, activation, derived
+from .activations import COMPILED, CRRELU, EAGER, GELU, PLACED, SILU, activation, derived
 from .cases import (
     FORWARD,
     FORWARD_BACKWARD,
@@ -152,6 +152,8 @@ def _floors() -> Iterator[Floor]:
     yield Floor(FORWARD, "float32", 16, crrelu, "F.silu", silu, 1.0, at_most=True)
     yield Floor(both, "float32", 16, crrelu_both, "F.silu", silu_both, 1.1, at_most=True)
     yield Floor(MODULE, "float32", 16, crrelu_module, "nn.SiLU", silu_module, 1.15, at_most=True)
+    placed_both = partial(forward_backward, PLACED)
+    yield Floor(f"placed, {both}", "float32", mi, placed_both, "F.gelu", gelu_both, 1)
     for knots, times_gelu in ((32, 1), (256, 0.5)):
         table = partial(forward_backward, derived(knots))
         operation = f"{knots} knots, {both}"
