@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,6 +15,9 @@ from crrelu_ext.derived import monotone_slopes
 from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.placing import Places, sample
+
+if TYPE_CHECKING:
+    from crrelu_ext.eafo.streaming import Streams  # needs scipy
 
 
 class Writer(Protocol):
@@ -116,7 +119,10 @@ class ActivationScheduler:
         placed = {n: m for n, m in self.layers.items() if isinstance(m, DynamicCRReLU)}
         self._kinds: dict[str, Tables | Placed] = {}
         if tables:
-            self._kinds["tables"] = Tables(tables)
+            from crrelu_ext.eafo.streaming import Streams
+
+            streams = Streams([layer.start for layer in tables.values()])
+            self._kinds["tables"] = Tables(tables, streams)
         if placed:
             self._kinds["places"] = Placed(placed)
 
@@ -204,13 +210,9 @@ class ActivationScheduler:
 class Tables:
     """The layers that are tables, and the engine's side of them."""
 
-    def __init__(self, layers: dict[str, DynamicActivation]) -> None:
-        from crrelu_ext.eafo.streaming import Streams
-
-        self.layers = layers
-        self.streams = Streams([layer.start for layer in layers.values()])
-        self.state, self.load_state = self.streams.state, self.streams.load_state
-        self.absorb = self.streams.absorb
+    def __init__(self, layers: dict[str, DynamicActivation], streams: Streams) -> None:
+        self.layers, self.streams = layers, streams
+        self.state, self.load_state, self.absorb = streams.state, streams.load_state, streams.absorb
 
     def calibrate(self) -> None:
         self.streams.calibrate()
