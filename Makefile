@@ -24,8 +24,9 @@ OUT ?= build/gpu
 RECIPES := .venv-recipes
 RECIPES_TORCH := 2.14.1
 STUDY ?= build/study
+STUDY_DYNAMIC ?= build/study-dynamic
 
-.PHONY: help test cuda-check recipes-check gpu study bench bench-quick exhaustive lint format ctest \
+.PHONY: help test cuda-check recipes-check gpu study study-dynamic bench bench-quick exhaustive lint format ctest \
 	ctest-aarch64 sdist-check install-matrix matrix clean
 .DELETE_ON_ERROR:
 
@@ -36,6 +37,7 @@ help:
 	@echo '                     current Python, without a network (9 minutes)'
 	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
 	@echo 'make study           train small models with six activations (15 minutes)'
+	@echo 'make study-dynamic   does dynamic EAFO help? Against fixed activations and two controls'
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
 	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
@@ -98,6 +100,13 @@ gpu:
 study: $(BUILT)
 	$(PY) -m benchmarks.training run $(STUDY) --config benchmarks/training/recipes/embedded.yaml
 	$(PY) -m benchmarks.training report $(STUDY) --out benchmarks/results/training
+
+# The same, and what the theory supposes, measured in each layer of the trained models.
+study-dynamic: $(BUILT)
+	$(PY) -m benchmarks.training run $(STUDY_DYNAMIC) \
+		--config benchmarks/training/recipes/embedded-dynamic.yaml
+	$(PY) -m benchmarks.training premise $(STUDY_DYNAMIC)
+	$(PY) -m benchmarks.training report $(STUDY_DYNAMIC) --out benchmarks/results/dynamic
 
 bench: $(BUILT)
 	$(PY) -m benchmarks

@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks.training run STUDY``, ``... report STUDY``."""
+"""The command line: ``python -m benchmarks.training run STUDY``, ``... report STUDY``, and more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import recipe, report, study, throughput
+from . import premise, recipe, report, study, throughput
 from .loop import Nobody, Watch
 from .processes import join
 from .progress import Terminal
@@ -38,6 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
                 console.print(result.diverged, style="red", markup=False)
             diverged |= result.diverged is not None
     return int(diverged)
+
+
+def examine(arguments: argparse.Namespace) -> int:
+    """Measures the layers of the trained digits-vit models that are not measured yet."""
+    for line in premise.run(arguments.study):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -70,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--config", type=Path, metavar="FILE", help="a YAML file of knobs")
     recipe.add_arguments(command)
     command.set_defaults(command=run)
+    command = commands.add_parser(
+        "premise", help="entropy and separation in each layer of the trained digits-vit models"
+    )
+    command.add_argument("study", type=Path, metavar="STUDY", help="the folder of the study")
+    command.set_defaults(command=examine)
     command = commands.add_parser("report", help="tables and curves of a study")
     command.add_argument("study", type=Path, metavar="STUDY", help="the folder of the study")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="default: the study's")

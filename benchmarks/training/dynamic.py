@@ -9,9 +9,12 @@ from torch import nn
 
 from crrelu_ext import ActivationScheduler
 
-from . import activations
+from . import activations, controls
 from .processes import Processes
 from .recipe import Recipe
+
+CONTROLS = {"dynamic-reversed": controls.opposite, "dynamic-random": controls.random}
+"""Activations that change by other steps than those of EAFO: by what becomes of these."""
 
 
 def scheduler(recipe: Recipe, model: nn.Module, steps: int) -> ActivationScheduler | None:
@@ -23,13 +26,15 @@ def scheduler(recipe: Recipe, model: nn.Module, steps: int) -> ActivationSchedul
     """
     if not activations.parse(recipe.activation).dynamic:
         return None
-    return ActivationScheduler(
-        model,
-        every=recipe.eafo_every,
-        warmup=recipe.eafo_warmup,
-        total=recipe.epochs * steps,
-        trust=recipe.eafo_trust,
-    )
+    options: dict[str, Any] = {
+        "every": recipe.eafo_every,
+        "warmup": recipe.eafo_warmup,
+        "total": recipe.epochs * steps,
+        "trust": recipe.eafo_trust,
+    }
+    if instead := CONTROLS.get(recipe.activation):
+        return controls.Control(model, instead=instead, seed=recipe.seed, **options)
+    return ActivationScheduler(model, **options)
 
 
 def updates(scheduler: ActivationScheduler, after: int) -> dict[str, list[dict[str, Any]]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from .premise import PAIRS, Layer
 from .results import Result
 from .summary import Summary, history, metrics, summarize
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the lines differ as well.
 COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
+MARKERS = "osD^vP*X"
+LABELS = {"entropy": "entropy, nats", "overlap": "overlap of the classes", "accuracy": "accuracy"}
 LINES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 OURS = {"color": "#D55E00", "lw": 2.5, "ls": "-", "zorder": 5}
 
@@ -90,6 +95,27 @@ def entropies(summaries: list[Summary]) -> Figure:
         if summary.derived
     }
     return _by_layer(derived, "update")
+
+
+def premises(layers: list[Layer]) -> Figure:
+    """Each pair of entropy, overlap and accuracy: a point for each model's layer."""
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    activations, names = (
+        {getattr(one, n): None for one in layers} for n in ("activation", "layer")
+    )
+    colors = dict(zip(activations, cycle(COLORS), strict=False))
+    markers = dict(zip(names, cycle(MARKERS), strict=False))
+    for axes, (a, b) in zip(figure.subplots(1, len(PAIRS)), PAIRS, strict=True):
+        for one in layers:
+            x, y = getattr(one, a), getattr(one, b)
+            if x is not None:
+                axes.plot(x, y, markers[one.layer], color=colors[one.activation], alpha=0.6)
+        axes.set(xlabel=LABELS[a], ylabel=LABELS[b])
+        axes.grid(alpha=0.3)
+    keys = [Line2D([], [], ls="", marker="o", color=c, label=a) for a, c in colors.items()]
+    keys += [Line2D([], [], ls="", marker=m, color="black", label=x) for x, m in markers.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=6)
+    return figure
 
 
 def _by_layer(panels: dict[str, dict[str, list[list[Any]]]], over: str) -> Figure:

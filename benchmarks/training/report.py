@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 
 from ..publish import publish
-from . import plots, published, results
+from . import plots, premise, published, results
+from .dynamic import CONTROLS
+from .premise import Layer
 from .recipe import KNOBS, Recipe
 from .results import Result
-from .summary import ACCURACY, REFERENCE, Metric, Summary, metrics, settings, speeds, summarize
+from .summary import (
+    ACCURACY,
+    REFERENCE,
+    Metric,
+    Spread,
+    Summary,
+    difference,
+    metrics,
+    settings,
+    speeds,
+    summarize,
+)
 
 PAGE = "training.md"
 NOTES = {
@@ -30,11 +44,14 @@ def write(study: Path, out: Path) -> Path:
     found = results.read(study)
     if not found:
         raise ValueError(f"STUDY is {str(study)!r}; allowed is the folder of a study with results")
+    measured = premise.read(study)
     with publish(out) as scratch:
-        (scratch / PAGE).write_text("\n".join(_page(found)) + "\n")
+        (scratch / PAGE).write_text("\n".join(_page(found, measured)) + "\n")
         groups = settings(found)
         for group, name in zip(groups, pictures(groups), strict=True):
             plots.write(scratch, name, group)
+            if layers := premise.of(group, measured):
+                plots.premises(layers).savefig(scratch / f"{name}-premise.png", dpi=120)
     return out / PAGE
 
 
@@ -50,7 +67,7 @@ def pictures(groups: list[list[Result]]) -> list[str]:
     return names
 
 
-def _page(found: list[Result]) -> Iterator[str]:
+def _page(found: list[Result], measured: list[Layer]) -> Iterator[str]:
     yield "# Training"
     yield ""
     yield "Everything but the activation is equal within a table; mean ± deviation over the seeds."
@@ -70,6 +87,10 @@ def _page(found: list[Result]) -> Iterator[str]:
             yield ""
         if any(summary.derived for summary in summarize(group)):
             yield f"![Entropies]({name}-entropy.png)"
+            yield ""
+        if layers := premise.of(group, measured):
+            yield from _premise(layers)
+            yield f"![Entropy, overlap, accuracy]({name}-premise.png)"
             yield ""
 
 
@@ -99,6 +120,18 @@ def section(group: list[Result]) -> Iterator[str]:
     yield f"{judged_by.label.split(',')[0].capitalize()}: {better} is better. *Speed* is that of"
     yield f"training beside {REFERENCE.upper()}'s, the median over the epochs."
     yield ""
+    runs = {summary.activation: summary.runs for summary in summaries}
+    against = {
+        name: difference(runs["dynamic-eafo"], runs[name], judged_by)
+        for name in CONTROLS
+        if name in runs and "dynamic-eafo" in runs
+    }
+    if against:
+        columns = ("dynamic-eafo less its control", "seeds", "difference", "p")
+        yield from table(columns, [
+            (name, str(one.seeds), one.spread.text(judged_by.digits, "+"), _p(one.p))
+            for name, one in against.items() if one
+        ])  # fmt: skip
     for result in group:
         if result.diverged:
             where = f"{result.recipe.activation}, seed {result.recipe.seed}"
@@ -137,6 +170,38 @@ def section(group: list[Result]) -> Iterator[str]:
     yield ""
 
 
+def _premise(layers: list[Layer]) -> Iterator[str]:
+    yield "### Entropy, overlap, accuracy"
+    yield ""
+    yield "Of each layer's outputs on the test images; docs/training.md defines them. Entropy is"
+    yield "the mean over the units without an atom; none where most have one, as with ReLU."
+    yield ""
+    cells: dict[tuple[str, str], list[Layer]] = {}
+    by_layer: dict[str, list[Layer]] = {}
+    for one in layers:
+        cells.setdefault((one.activation, one.layer), []).append(one)
+        by_layer.setdefault(one.layer, []).append(one)
+    rows = [
+        (
+            *(activation, layer),
+            Spread.of([one.entropy for one in cell if one.entropy is not None]).text(3, "+"),
+            f"{mean(one.atoms for one in cell):.0%}",
+            Spread.of([one.overlap for one in cell]).text(3),
+        )
+        for (activation, layer), cell in cells.items()
+    ]
+    columns = ("activation", "layer", "entropy, nats", "units with an atom", "overlap of classes")
+    yield from table(columns, rows)
+    yield "Spearman's rank correlation, its p, and the number of models that have both figures. p"
+    yield "takes the models for independent, which those with the same activation are not."
+    yield ""
+    correlations = [
+        (layer, *(one.text if one else "" for one in premise.correlations(models)))
+        for layer, models in by_layer.items()
+    ]
+    yield from table(("layer", *(f"{a} and {b}" for a, b in premise.PAIRS)), correlations)
+
+
 def default(name: str) -> object:
     """A knob's published value."""
     return getattr(Recipe(), name) if name in KNOBS else None
@@ -153,19 +218,22 @@ def _row(
     summary: Summary, measured: list[Metric], recipe: Recipe, speed: float | None
 ) -> tuple[str, ...]:
     judged_by, *others = measured
-    digits, difference = judged_by.digits, summary.difference
+    digits, to_reference = judged_by.digits, summary.difference
     logged = published.accuracy(recipe.dataset, recipe.model, summary.activation)
-    p = difference.p if difference else None
     seeds = str(len(summary.runs)) + (f" + {summary.diverged} diverged" * bool(summary.diverged))
     return (
         summary.activation,
         seeds,
         summary.last.text(digits),
         summary.best.text(digits),
-        difference.spread.text(digits, "+") if difference else "",
-        "" if p is None else f"{p:.2g}",
+        to_reference.spread.text(digits, "+") if to_reference else "",
+        _p(to_reference.p) if to_reference else "",
         *(x.text(metric.digits) for x, metric in zip(summary.others, others, strict=True)),
         "" if summary.rate is None else f"{summary.rate:,.0f}",
         "" if speed is None else f"{speed:.2f}",
         "" if logged is None or judged_by is not ACCURACY else f"{logged:.2f}",
     )
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else f"{p:.2g}"

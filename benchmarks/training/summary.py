@@ -131,7 +131,7 @@ def summarize(results: list[Result]) -> list[Summary]:
             by_seed[result.recipe.seed] = result
         else:
             diverged[result.recipe.activation] += 1
-    reference = runs.get(REFERENCE, {})
+    reference = list(runs.get(REFERENCE, {}).values())
     return [
         _summary(activation, by_seed, diverged[activation], reference, metrics(results[0]))
         for activation, by_seed in runs.items()
@@ -166,7 +166,7 @@ def _summary(
     activation: str,
     by_seed: dict[int, Result],
     diverged: int,
-    reference: dict[int, Result],
+    reference: list[Result],
     measured: tuple[Metric, ...],
 ) -> Summary:
     judged_by, *others = measured
@@ -184,20 +184,20 @@ def _summary(
         last=Spread.of([judged_by.last(run) for run in runs]),
         best=Spread.of([judged_by.best(run) for run in runs]),
         others=[Spread.of([metric.last(run) for run in runs]) for metric in others],
-        difference=_difference(by_seed, reference, judged_by) if activation != REFERENCE else None,
+        difference=difference(runs, reference, judged_by) if activation != REFERENCE else None,
         rate=median(epoch.rate for run in runs for epoch in run.epochs) if runs else None,
         epsilons={layer: Spread.of(values) for layer, values in epsilons.items()},
         derived={layer: Derived.of([one[layer] for one in histories]) for layer in layers},
     )
 
 
-def _difference(
-    own: dict[int, Result], reference: dict[int, Result], judged_by: Metric
-) -> Difference | None:
-    seeds = sorted(own.keys() & reference.keys())
+def difference(runs: list[Result], reference: list[Result], judged_by: Metric) -> Difference | None:
+    """Of the runs to those of another activation; None if they have no seed in common."""
+    own, other = ({run.recipe.seed: judged_by.last(run) for run in of} for of in (runs, reference))
+    seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
-    differences = [judged_by.last(own[seed]) - judged_by.last(reference[seed]) for seed in seeds]
+    differences = [own[seed] - other[seed] for seed in seeds]
     spread = Spread.of(differences)
     # Where all differences are equal, but for rounding, the test would be sure of anything.
     differ = (spread.deviation or 0.0) > 1e-9 * abs(spread.mean)
