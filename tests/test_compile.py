@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.utils import run_and_get_code
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
+from torch.testing._internal.optests import OpCheckError
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -24,7 +26,9 @@ from torch.utils.checkpoint import (
 )
 
 import crrelu_ext
-from crrelu_ext import CRReLU, CRReLUMLP, crrelu, crrelu_glu
+from crrelu_ext import CRReLU, CRReLUMLP, DerivedActivation, crrelu, crrelu_glu
+
+from .test_tensors import Calls
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -55,6 +59,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "channels": lambda: nn.Sequential(nn.Linear(8, 12), CRReLU(12, channel_dim=-1)),
     "gated": Gated,
     "mlp": lambda: CRReLUMLP(8, 12),
+    "table": lambda: nn.Sequential(
+        nn.Linear(8, 12), DerivedActivation(nn.functional.silu, lower=-8.0, upper=8.0)
+    ),
 }
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 
@@ -78,10 +85,14 @@ def test_one_graph_for_every_batch(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, torch.float32) for name in MODELS), ("plain", torch.bfloat16)],
+    [
+        *((name, torch.float32) for name in MODELS if name != "table"),
+        ("plain", torch.bfloat16),
+    ],
     ids=str,
 )
 def test_inductor(name: str, dtype: torch.dtype) -> None:
+    """Of tables in test_derived.py."""
     model = MODELS[name]().to(dtype)
     input = torch.randn(6, 8, dtype=dtype)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -121,10 +132,20 @@ def test_export(name: str, strict: bool) -> None:
     assert_close(program.module()(input), model(input))
 
 
-@pytest.mark.parametrize("name", ["channels", "gated"])
-def test_ahead_of_time(name: str, tmp_path: Path) -> None:
+class All(nn.Module):
+    """Every model, on the same input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(make() for make in MODELS.values())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [model(x) for model in self.models]
+
+
+def test_ahead_of_time(tmp_path: Path) -> None:
     """Without Python: AOTInductor's package."""
-    model = MODELS[name]().eval()
+    model = All().eval()
     shapes = ({0: Dim("batch", min=2)},)
     program = torch.export.export(model, (torch.randn(4, 8),), dynamic_shapes=shapes)
     package = torch._inductor.aoti_compile_and_package(
@@ -136,12 +157,16 @@ def test_ahead_of_time(name: str, tmp_path: Path) -> None:
 
 @EVERY_MODEL
 def test_onnx(name: str, tmp_path: Path) -> None:
+    """For any batch, run by onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, path = MODELS[name]().eval(), tmp_path / "model.onnx"
-    torch.onnx.export(model, (torch.randn(4, 8),), str(path), dynamo=True, verbose=False)
+    shapes = ({0: Dim("batch", min=2)},)
+    torch.onnx.export(
+        model, (torch.randn(4, 8),), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for input in (torch.randn(4, 8), torch.tensor([[0.0, 30.0, -30.0, 1e4] * 2] * 4)):
+    for input in (torch.randn(7, 8), torch.tensor([[0.0, 30.0, -30.0, 1e4] * 2] * 5)):
         (output,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
         assert_close(torch.from_numpy(output), model(input).detach(), rtol=1e-5, atol=1e-5)
 
@@ -169,16 +194,19 @@ def test_opcheck(function: Callable[..., Tensor]) -> None:
         mask = [True] * (count + 1)
         arguments = (torch.randn(shape), *inputs, epsilon, channel_dim, mask)
         torch.library.opcheck(backward.default, arguments)
-    with torch.no_grad():
-        if function is crrelu:
-            arguments = (torch.randn(4), torch.tensor([0.1]), 1)
-            torch.library.opcheck(
-                op.out,
-                arguments,
-                {"out": torch.empty(4)},
-                test_utils=("test_schema", "test_faketensor"),
-            )
     assert torch.Tag.pt2_compliant_tag in op.default.tags
+
+
+def test_opcheck_of_out() -> None:
+    """All of it but what torch does for its own operators alone: they may return what they write."""
+    op, arguments = torch.ops.crrelu_ext.crrelu.out, (torch.randn(4), torch.tensor([0.1]), 1)
+    check = partial(torch.library.opcheck, op, arguments, {"out": torch.empty(4)})
+    check(test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    for test in ("test_aot_dispatch_static", "test_aot_dispatch_dynamic"):
+        with pytest.raises(
+            OpCheckError, match=r"custom \(non-ATen\) operator whose output has alias"
+        ):
+            check(test_utils=test)
 
 
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
@@ -203,27 +231,58 @@ def test_checkpointing(name: str, compiled: bool) -> None:
     assert_close(gradients(model, input, call), expected)
 
 
-def test_selective_checkpointing() -> None:
-    """By the operator's name: the activation's result is kept, the rest is computed again."""
-    calls = []
+def selective(model: nn.Module, *kept: Any) -> Callable[[Tensor], Tensor]:
+    """The model, checkpointed, with the results of some operators kept."""
 
     def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        calls.append((op, ctx.is_recompute))
-        if op is torch.ops.crrelu_ext.crrelu.default:
-            return CheckpointPolicy.MUST_SAVE
-        return CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
 
-    model, input = MODELS["plain"](), torch.randn(5, 8)
-    expected = gradients(model, input)
     contexts = partial(create_selective_checkpoint_contexts, policy)
-    call = partial(checkpoint, model, use_reentrant=False, context_fn=contexts)
-    assert_close(gradients(model, input, call), expected)
-    assert (torch.ops.crrelu_ext.crrelu.default, False) in calls
+    return partial(checkpoint, model, use_reentrant=False, context_fn=contexts)
 
 
-def test_deterministic_algorithms() -> None:
+@pytest.mark.parametrize(
+    ("name", "operator"), [("plain", "crrelu"), ("gated", "crrelu_glu"), ("table", "tabulated")]
+)
+def test_selective_checkpointing(name: str, operator: str) -> None:
+    """By the operator's name: what is kept is not computed again, the linear layers are."""
+    model, input = MODELS[name](), torch.randn(5, 8)
+    expected = gradients(model, input)
+    layers = sum(isinstance(layer, nn.Linear) for layer in model.modules())
+    op = getattr(torch.ops.crrelu_ext, operator).default
+    for kept, times in (([], 2), ([op], 1)):
+        with Calls() as calls:
+            assert_close(gradients(model, input, selective(model, *kept)), expected)
+        assert calls.names.count(f"{operator}.default") == times
+        assert calls.names.count("addmm.default") > layers
+
+
+@pytest.mark.parametrize("name", ["plain", "gated"])
+def test_selective_checkpointing_compiled(name: str) -> None:
+    """There the operators are the formula's: our names keep nothing, those of ATen do."""
+    model, input, graphs = MODELS[name](), torch.randn(5, 8), []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> torch.fx.GraphModule:
+        graphs.append({node.target for node in graph.graph.nodes})
+        return graph
+
+    ours, exp = torch.ops.crrelu_ext, torch.ops.aten.exp.default
+    for kept, again in (([ours.crrelu.default, ours.crrelu_glu.default], True), ([exp], False)):
+        torch._dynamo.reset()
+        graphs.clear()
+        call = torch.compile(
+            selective(model, *kept),
+            backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler),
+            fullgraph=True,
+        )
+        assert_close(gradients(model, input, call), gradients(model, input))
+        assert [exp in graph for graph in graphs] == [True, again]
+
+
+@EVERY_MODEL
+def test_deterministic_algorithms(name: str) -> None:
     """They are deterministic anyway, so nothing is refused and nothing changes."""
-    model, input = MODELS["plain"](), torch.randn(5, 8)
+    model, input = MODELS[name](), torch.randn(5, 8)
     expected = gradients(model, input)
     torch.use_deterministic_algorithms(True)
     try:
