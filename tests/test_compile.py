@@ -18,7 +18,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
-from torch.testing._internal.optests import OpCheckError
+from torch.testing._internal.optests.generate_tests import OpCheckError
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -198,7 +198,7 @@ def test_opcheck(function: Callable[..., Tensor]) -> None:
 
 
 def test_opcheck_of_out() -> None:
-    """All of it but what torch does for its own operators alone: they may return what they write."""
+    """All but what torch allows its own operators alone: to return what they write."""
     op, arguments = torch.ops.crrelu_ext.crrelu.out, (torch.randn(4), torch.tensor([0.1]), 1)
     check = partial(torch.library.opcheck, op, arguments, {"out": torch.empty(4)})
     check(test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
