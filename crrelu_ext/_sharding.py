@@ -20,6 +20,7 @@ Rules = list[tuple[list[Any], list[Any]]]
 def register() -> None:
     ops = torch.ops.crrelu_ext
     register_sharding(ops.crrelu.default)(_forward)
+    register_sharding(ops.crrelu.out)(_out)
     register_sharding(ops.crrelu_backward.default)(_backward)
     register_sharding(ops.crrelu_at.default)(_at_forward)
     register_sharding(ops.crrelu_at_backward.default)(_at_backward)
@@ -51,6 +52,11 @@ def _forward(input: Any, epsilon: Any, channel_dim: int = 1) -> Rules:
     for shard, of_epsilon, _ in _shards(input, epsilon, channel_dim):
         rules.append(([shard], [shard, of_epsilon, None]))
     return rules
+
+
+def _out(input: Any, epsilon: Any, channel_dim: int = 1, *, out: Any) -> Rules:
+    rules = _forward(input, epsilon, channel_dim)
+    return [(outputs, arguments + outputs) for outputs, arguments in rules]
 
 
 def _backward(

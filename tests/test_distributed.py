@@ -1,13 +1,15 @@
-"""Two processes on one machine: every training step and every gradient as in one process."""
+"""Several processes on one machine: every training step and every gradient as in one process."""
 
 # mypy: disable-error-code="attr-defined, union-attr, assignment"
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,15 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -29,31 +39,51 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 import crrelu_ext
-from crrelu_ext import CRReLU, CRReLUMLP
+from crrelu_ext import CRReLU, CRReLUMLP, DerivedActivation
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 WORLD = 2
 
 
-def in_two_processes(check: Callable[..., None], folder: Path, *arguments: Any) -> None:
-    mp.spawn(_process, (folder / "rendezvous", check, arguments), WORLD)
+def in_processes(folder: Path, *checks: Callable[[int], None], world: int = WORLD) -> None:
+    """Starts them once for all checks, each a function of the rank."""
+    mp.spawn(_process, (folder / "rendezvous", checks, world), world)
 
 
-def _process(rank: int, rendezvous: Path, check: Callable[..., None], arguments: Any) -> None:
+def _process(
+    rank: int, rendezvous: Path, checks: tuple[Callable[[int], None], ...], world: int
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=WORLD)
-    torch.manual_seed(0)
-    check(rank, *arguments)
+    dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=world)
+    for check in checks:
+        torch.manual_seed(0)
+        check(rank)
     dist.destroy_process_group()
 
 
+class Gated(nn.Module):
+    """LLaMA's feed-forward block."""
+
+    def __init__(self, features: int, hidden: int, epsilons: int) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(features, hidden), nn.Linear(features, hidden)
+        self.down = nn.Linear(hidden, features)
+        self.epsilon = nn.Parameter(torch.linspace(-0.4, 0.3, epsilons))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate(x), self.up(x)
+        return self.down(crrelu_ext.crrelu_glu(gate, up, self.epsilon, channel_dim=-1))
+
+
 def network() -> nn.Sequential:
-    """Scalar and per-channel epsilons, and the block that computes its activation twice."""
+    """Scalar and per-channel epsilons, both blocks, a table."""
     return nn.Sequential(
         nn.Linear(6, 10),
         CRReLU(init=-0.3),
         nn.Linear(10, 8),
         CRReLU(8, init=0.2, channel_dim=-1),
+        Gated(8, 10, 10),
+        DerivedActivation(nn.functional.silu, lower=-8.0, upper=8.0),
         CRReLUMLP(8, 12, 4, per_channel=True),
     )
 
@@ -76,7 +106,8 @@ def data_parallel(rank: int, wrap: str) -> None:
     else:
         mesh = init_device_mesh("cpu", (WORLD,))
         for layer in model:
-            fully_shard(layer, mesh=mesh)
+            if list(layer.parameters()):
+                fully_shard(layer, mesh=mesh)
         wrapped = fully_shard(model, mesh=mesh)
     step(wrapped, input.chunk(WORLD)[rank], target.chunk(WORLD)[rank])
     for name, parameter in model.named_parameters():
@@ -84,9 +115,8 @@ def data_parallel(rank: int, wrap: str) -> None:
         assert_close(whole, alone.get_parameter(name), msg=name)
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-def test_data_parallel(tmp_path: Path, wrap: str) -> None:
-    in_two_processes(data_parallel, tmp_path, wrap)
+def test_data_parallel(tmp_path: Path) -> None:
+    in_processes(tmp_path, *(partial(data_parallel, wrap=wrap) for wrap in ("ddp", "fsdp2")))
 
 
 def placements(rank: int) -> None:
@@ -120,31 +150,117 @@ def placements(rank: int) -> None:
                         assert given[-1].grad.placements == (Partial() if sharded else Replicate(),)
 
 
-def partial_gradients(rank: int) -> None:
-    """A grad_output that is a sum over ranks stays one, and so do the gradients."""
+def partial_tensors(rank: int) -> None:
+    """Of what is a sum over the ranks, an operator's result is one where it is linear in that."""
     mesh = init_device_mesh("cpu", (WORLD,))
-    input, epsilon = torch.randn(4, 3), torch.tensor([0.4])
+    x, up, epsilon = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0.4])
+    table = DerivedActivation(torch.tanh, lower=-4.0, upper=4.0).table
     parts = torch.randn(WORLD, 4, 3)
-    expected = torch.ops.crrelu_ext.crrelu_backward(parts.sum(0), input, epsilon, 1, [True, True])
-    whole = [Replicate()]
-    crrelu_ext.crrelu(
-        distribute_tensor(input, mesh, whole), distribute_tensor(epsilon, mesh, whole)
-    )
-    gradients = torch.ops.crrelu_ext.crrelu_backward(
-        DTensor.from_local(parts[rank], mesh, [Partial()]),
-        distribute_tensor(input, mesh, whole),
-        distribute_tensor(epsilon, mesh, whole),
-        1,
-        [True, True],
-    )
-    for gradient, exact in zip(gradients, expected, strict=True):
-        assert gradient.placements == (Partial(),)
-        assert_close(gradient.full_tensor(), exact)
+    whole = parts.sum(0)
+    crrelu_ext.crrelu(*(distribute_tensor(t, mesh, [Replicate()]) for t in (x, epsilon)))
+
+    def call(operator: str, *arguments: Any) -> list[tuple[Placement, ...]]:
+        """The placements of the results, which must be right; None stands for the sum."""
+        function = getattr(torch.ops.crrelu_ext, operator)
+        expected = function(*(whole if a is None else a for a in arguments))
+        actual = function(
+            *(
+                DTensor.from_local(parts[rank], mesh, [Partial()])
+                if a is None
+                else distribute_tensor(a, mesh, [Replicate()])
+                if isinstance(a, Tensor)
+                else a
+                for a in arguments
+            )
+        )
+        if isinstance(actual, Tensor):
+            actual, expected = [actual], [expected]
+        for result, exact in zip(actual, expected, strict=True):
+            assert_close(result.full_tensor(), exact)
+        return [result.placements for result in actual]
+
+    linear = [(Partial(),)]
+    assert call("crrelu_backward", None, x, epsilon, 1, [True] * 2) == linear * 2
+    assert call("crrelu_glu_backward", None, x, up, epsilon, 1, [True] * 3) == linear * 3
+    assert call("tabulated_backward", None, x, table) == linear
+    assert call("crrelu_glu", x, None, epsilon, 1) == linear
+    for summed in (
+        call("crrelu", None, epsilon, 1),
+        call("crrelu_glu", None, up, epsilon, 1),
+        call("tabulated", None, table),
+    ):
+        assert summed != linear
 
 
-@pytest.mark.parametrize("check", [placements, partial_gradients])
-def test_dtensor(tmp_path: Path, check: Callable[..., None]) -> None:
-    in_two_processes(check, tmp_path)
+def out(rank: int) -> None:
+    """Into a DTensor, which may be the input, and which goes on as the input is sharded."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    values = torch.randn(5, 7)
+    for channels in (1, 7):
+        epsilon = torch.linspace(-0.5, 0.5, channels)
+        expected = crrelu_ext.crrelu(values, epsilon)
+        for placement in (Shard(0), Shard(1), Replicate()):
+            input = distribute_tensor(values.clone(), mesh, [placement])
+            for target in (torch.empty_like(input), input):
+                result = torch.ops.crrelu_ext.crrelu.out(
+                    input, distribute_tensor(epsilon, mesh, [Replicate()]), 1, out=target
+                )
+                assert result is target
+                assert target.placements == (placement,)
+                assert_close(target.full_tensor(), expected)
+
+
+def tables(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (WORLD,))
+    act = DerivedActivation(nn.functional.silu, lower=-3.0, upper=3.0)
+    parallel = distribute_module(copy.deepcopy(act), mesh)
+    values, grad_output = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    act(values).backward(grad_output)
+    for placement in (Shard(0), Shard(1), Replicate()):
+        input = distribute_tensor(values.detach(), mesh, [placement]).requires_grad_()
+        output = parallel(input)
+        output.backward(distribute_tensor(grad_output, mesh, [placement]))
+        assert output.placements == input.grad.placements == (placement,)
+        assert_close(output.full_tensor(), act(values).detach())
+        assert_close(input.grad.full_tensor(), values.grad)
+
+
+def test_dtensor(tmp_path: Path) -> None:
+    in_processes(tmp_path, placements, partial_tensors, out, tables)
+
+
+def two_dimensions(rank: int) -> None:
+    """Ways to lay a matrix over a mesh of 2 by 2, with one epsilon or one per channel."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    gate, up, grad_output = (torch.randn(5, 7) for _ in range(3))
+    ways = [
+        (Shard(0), Shard(1)),
+        (Shard(1), Shard(0)),
+        (Shard(0), Shard(0)),
+        (Replicate(), Shard(1)),
+    ]
+    for channels in (1, 7):
+        leaves = [gate.clone(), up.clone(), torch.linspace(-0.5, 0.5, channels)]
+        expected = crrelu_ext.crrelu_glu(*(leaf.requires_grad_() for leaf in leaves))
+        expected.backward(grad_output)
+        for way in ways:
+            given = [
+                distribute_tensor(leaf.detach(), mesh, placements).requires_grad_()
+                for leaf, placements in zip(leaves, (way, way, [Replicate()] * 2), strict=True)
+            ]
+            output = crrelu_ext.crrelu_glu(*given)
+            assert_close(output.full_tensor(), expected.detach())
+            output.backward(distribute_tensor(grad_output, mesh, output.placements))
+            for parallel, leaf in zip(given, leaves, strict=True):
+                assert_close(parallel.grad.full_tensor(), leaf.grad)
+            alone = crrelu_ext.crrelu(given[0], given[2])
+            assert_close(alone.full_tensor(), crrelu_ext.crrelu(leaves[0], leaves[2]).detach())
+            if channels == 1:
+                assert output.placements == alone.placements == way  # nothing was gathered
+
+
+def test_dtensor_on_two_dimensions(tmp_path: Path) -> None:
+    in_processes(tmp_path, two_dimensions, world=4)
 
 
 class Block(nn.Module):
@@ -178,15 +294,50 @@ def tensor_parallel(rank: int) -> None:
     model.act.epsilon = nn.Parameter(distribute_tensor(model.act.epsilon, mesh, [Replicate()]))
     sequence = distribute_tensor(input, mesh, [Shard(1)])
     nn.functional.mse_loss(model(sequence), target).backward()
-    assert isinstance(model.act.epsilon.grad, DTensor)
     assert model.act.epsilon.grad.placements == (Partial(),)
+    assert_same_gradients(model, alone)
+
+
+def assert_same_gradients(model: nn.Module, alone: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         assert isinstance(parameter.grad, DTensor), name
         assert_close(parameter.grad.full_tensor(), alone.get_parameter(name).grad, msg=name)
 
 
+def tensor_parallel_blocks(rank: int, make: Callable[[], nn.Module]) -> None:
+    """The gated block and CRReLUMLP: an epsilon for all is replicated, one per channel sharded."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    model, alone = make(), make()
+    alone.load_state_dict(model.state_dict())
+    input = torch.randn(5, 6)
+    expected = alone(input)
+    expected.square().sum().backward()
+    column = ColwiseParallel(use_local_output=False)
+    row = RowwiseParallel(use_local_output=False)
+    plan = {"gate": column, "up": column, "down": row, "fc1": column, "fc2": row}
+    layers = dict(model.named_children())
+    parallelize_module(model, mesh, {name: plan[name] for name in plan if name in layers})
+    owner: Any = model if isinstance(model, Gated) else model.act
+    way = Replicate() if owner.epsilon.numel() == 1 else Shard(0)
+    owner.epsilon = nn.Parameter(distribute_tensor(owner.epsilon, mesh, [way]))
+    output = model(input).full_tensor()
+    assert_close(output, expected)
+    output.square().sum().backward()
+    assert owner.epsilon.grad.placements == (Partial() if way == Replicate() else Shard(0),)
+    assert_same_gradients(model, alone)
+
+
+BLOCKS: list[Callable[[], nn.Module]] = [
+    partial(Gated, 6, 10, 1),
+    partial(Gated, 6, 10, 10),
+    partial(CRReLUMLP, 6, 10),
+    partial(CRReLUMLP, 6, 10, per_channel=True),
+]
+
+
 def test_tensor_parallel(tmp_path: Path) -> None:
-    in_two_processes(tensor_parallel, tmp_path)
+    blocks = [partial(tensor_parallel_blocks, make=make) for make in BLOCKS]
+    in_processes(tmp_path, tensor_parallel, *blocks)
 
 
 def test_example() -> None:

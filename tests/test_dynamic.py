@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from crrelu_ext.dynamic import ABOVE, BELOW, BINS, NOT_FINITE
 from crrelu_ext.eafo.streaming import Streams
 from crrelu_ext.reference import tabulated
 
-from .test_distributed import in_two_processes
+from .test_distributed import in_processes
 
 
 def counted(
@@ -338,7 +339,7 @@ def function_of(layer: nn.Module) -> Tensor:
 
 
 def test_two_processes_derive_the_same_bits(tmp_path: Path) -> None:
-    in_two_processes(two_ranks, tmp_path, tmp_path)
+    in_processes(tmp_path, partial(two_ranks, folder=tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     model, scheduler, optimizer = start()
     fit(model, scheduler, optimizer, range(40))
