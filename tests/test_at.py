@@ -21,7 +21,7 @@ from crrelu_ext import crrelu, crrelu_at, reference
 
 from .oracle import Array, Formula, Terms, exact_numbers, ulp
 from .test_accuracy import every_number, float32_sample, float64_sample
-from .test_distributed import in_two_processes
+from .test_distributed import in_processes
 from .tolerances import TOLERANCES, assert_sums
 
 PLACES = [(0.0, 1.0), (0.7, 0.3), (-2.5, 1.9)]
@@ -265,7 +265,7 @@ def sharded(rank: int) -> None:
 
 
 def test_sharded(tmp_path: Path) -> None:
-    in_two_processes(sharded, tmp_path)
+    in_processes(tmp_path, sharded)
 
 
 BAD: list[tuple[str, type[Exception], str, dict[str, Any]]] = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -16,14 +14,6 @@ from .oracle import Array, Formula, to_numpy
 from .tolerances import TOLERANCES, assert_sums
 
 THREADS = (1, 2, 3, 5)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Puts torch's number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def terms_by_epsilon(input: Tensor, grad_output: Tensor, channel_dim: int | None) -> Array:

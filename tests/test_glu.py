@@ -15,6 +15,8 @@ from torch.testing import assert_close
 import crrelu_ext
 from crrelu_ext import crrelu, crrelu_glu, reference
 
+from .test_epsilon_gradient import THREADS
+
 ULP = {torch.float32: 2**-23, torch.float64: 2**-52, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
@@ -85,11 +87,12 @@ def test_derivatives(device: str, shape: tuple[int, ...], channel_dim: int | Non
 
 
 def test_the_same_as_its_parts(device: str, dtype: torch.dtype) -> None:
-    """In the arithmetic's own types to the last bit: rounded once more in those of 16 bits."""
+    """To the last bit where the arithmetic is of that type; else the parts are rounded once more."""
     gate, up = (torch.randn(3, 50, device=device).to(dtype) for _ in range(2))
     epsilon = torch.tensor([0.3], device=device)
     output = crrelu_glu(gate, up, epsilon)
-    if dtype in (torch.float32, torch.float64):
+    scalar = device == "cpu" and crrelu_ext.build_info()["isa"] == "scalar"
+    if dtype == torch.float64 or (dtype == torch.float32 and not scalar):
         assert torch.equal(output, crrelu(gate, epsilon) * up)
     else:
         assert_close(output, crrelu(gate, epsilon) * up)
@@ -127,6 +130,36 @@ def test_frozen(device: str) -> None:
         grads = backward(grad_output, *tensors, 1, mask)
         for grad, exact, want in zip(grads, expected, mask, strict=True):
             assert torch.equal(grad, exact) if want else grad is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"),
+    [
+        ((7,), None),
+        ((50_000,), None),
+        ((3, 5, 7, 11), None),
+        ((3, 17, 129), 1),
+        ((2, 64, 49), 1),
+        ((1000, 17), -1),
+        ((3, 5000), -1),
+        ((5000, 7), 0),
+    ],
+)
+def test_threads(
+    threads: None, device: str, dtype: torch.dtype, shape: tuple[int, ...], channel_dim: int | None
+) -> None:
+    """All gradients have the same bits for any number of threads."""
+    tensors = [torch.randn(shape, device=device).to(dtype) for _ in range(3)]
+    channels = 1 if channel_dim is None else shape[channel_dim]
+    epsilon = torch.linspace(-1.7, 0.5, channels, device=device).to(
+        dtype if dtype == torch.float64 else torch.float32
+    )
+    backward, results = torch.ops.crrelu_ext.crrelu_glu_backward, []
+    for count in THREADS:
+        torch.set_num_threads(count)
+        results.append(backward(*tensors, epsilon, channel_dim or 0, [True] * 3))
+    for grads in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[0], strict=True))
 
 
 def test_what_is_saved(device: str) -> None:

@@ -26,7 +26,7 @@ from .tolerances import TOLERANCES
 ROOT = Path(__file__).parent.parent
 TESTS_OF_KERNELS = [
     f"tests/test_{name}.py"
-    for name in ("accuracy", "at", "derived", "epsilon_gradient", "position", "strides")
+    for name in ("accuracy", "at", "derived", "epsilon_gradient", "glu", "position", "strides")
 ]
 INFO = crrelu_ext.build_info()
 EPSILON = -0.5

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crrelu_ext
-from crrelu_ext import CRReLU, crrelu, crrelu_glu, reference
+from crrelu_ext import CRReLU, DerivedActivation, crrelu, crrelu_glu, reference
+from crrelu_ext.functional import tabulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 EPSILON = torch.tensor([0.3])
@@ -131,9 +132,19 @@ def test_sparse(make: Any) -> None:
 
 
 def test_quantized() -> None:
+    """Refused: none of the kernels knows a scale and a zero point."""
     quantized = torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)
-    with pytest.raises(TypeError, match=r"input has dtype .*qint8"):
-        crrelu(quantized, EPSILON)
+    plain, table = torch.randn(4), DerivedActivation(torch.tanh, lower=-4.0, upper=4.0).table
+    for module in (crrelu_ext, reference):
+        with pytest.raises(TypeError, match=r"crrelu: input has dtype .*qint8; allowed are"):
+            module.crrelu(quantized, EPSILON)
+        with pytest.raises(TypeError, match=r"crrelu_glu: gate has dtype .*qint8; allowed are"):
+            module.crrelu_glu(quantized, plain, EPSILON)
+        with pytest.raises(TypeError, match=r"crrelu_glu: up has dtype .*qint8; allowed is"):
+            module.crrelu_glu(plain, quantized, EPSILON)
+    for function in (tabulated, reference.tabulated):
+        with pytest.raises(TypeError, match=r"tabulated: input has dtype .*qint8; allowed are"):
+            function(quantized, table)
 
 
 def test_devices_without_kernels_take_the_composed_formula() -> None:
