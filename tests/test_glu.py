@@ -87,7 +87,7 @@ def test_derivatives(device: str, shape: tuple[int, ...], channel_dim: int | Non
 
 
 def test_the_same_as_its_parts(device: str, dtype: torch.dtype) -> None:
-    """To the last bit where the arithmetic is of that type; else the parts are rounded once more."""
+    """To the last bit where the arithmetic is of that type; else the parts are rounded twice."""
     gate, up = (torch.randn(3, 50, device=device).to(dtype) for _ in range(2))
     epsilon = torch.tensor([0.3], device=device)
     output = crrelu_glu(gate, up, epsilon)
