@@ -1,6 +1,7 @@
 """CRReLU inside a model's feed-forward block: ``python -m benchmarks.blocks``.
 
-The block is GPT-2 small's (768 → 3072 → 768). The two sides of a pair take turns, forward and
+The block is GPT-2 small's (768 → 3072 → 768). Under torch.compile CRReLU shows Inductor its formula;
+"native" is the operator in the formula's place, which nothing can be fused with. The two sides of a pair take turns, forward and
 backward, and each round gives one ratio of times; the median over the rounds counts, and their
 quartiles show the spread.
 """
@@ -44,6 +45,22 @@ def gelu() -> nn.Module:
     return nn.GELU("tanh")
 
 
+class Native(CRReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.crrelu_ext.crrelu(input, self.epsilon, self.channel_dim)
+
+
+class Chain(nn.Module):
+    """x · 2 + 1, the activation, · 3: all of which is one kernel if it is fused."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation(input * 2 + 1) * 3
+
+
 def pairs() -> list[Pair]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -51,6 +68,11 @@ def pairs() -> list[Pair]:
             found.append(Pair("CRReLU / GELU (tanh)", block(CRReLU), block(gelu), dtype, compiled))
         mlp = Pair("CRReLUMLP / CRReLU", lambda: CRReLUMLP(WIDTH, HIDDEN), block(CRReLU), dtype)
         found.append(mlp)
+        native = "native / formula"
+        found.append(Pair(f"{native}, block", block(Native), block(CRReLU), dtype, True))
+        found.append(Pair(f"{native}, alone", Native, CRReLU, dtype, True))
+        chains = (lambda: Chain(Native())), (lambda: Chain(CRReLU()))
+        found.append(Pair(f"{native}, x·2+1 → f → ·3", *chains, dtype, True))
     return found
 
 
@@ -61,7 +83,8 @@ def step(pair: Pair, make: Callable[[], nn.Module]) -> Callable[[], None]:
     for parameter in model.parameters():
         if parameter.dim() > 1 or parameter.numel() > 1:
             parameter.data = parameter.data.to(pair.dtype)
-    input = torch.randn(TOKENS, WIDTH, dtype=pair.dtype, requires_grad=True)
+    width = WIDTH if any(isinstance(layer, nn.Linear) for layer in model.modules()) else HIDDEN
+    input = torch.randn(TOKENS, width, dtype=pair.dtype, requires_grad=True)
     grad_output = torch.randn_like(input)
     call: Callable[[Tensor], Tensor] = torch.compile(model) if pair.compiled else model
 
