@@ -37,12 +37,11 @@ int64_t channel_dim_of(py::handle argument) {
 }
 
 /// The call through torch.ops, where tensor subclasses and modes see it: of the operator's tensors
-/// that go element by element, and of what it has beside them.
-template <class... Keywords>
+/// that go element by element, of what it has beside them, and perhaps of `out`.
 PyObject* general(const char* op, const py::tuple& inputs, const py::tuple& others,
-                  const Keywords&... keywords) {
+                  const py::dict& keywords = {}) {
   const auto function = py::module_::import("crrelu_ext._ops").attr("general");
-  return function(op, inputs, others, keywords...).release().ptr();
+  return function(op, inputs, others, **keywords).release().ptr();
 }
 
 /// Fewer elements are computed in less time than other threads take to notice.
@@ -91,8 +90,9 @@ PyObject* crrelu_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     check_tensor(input, "input");
     check_tensor(epsilon, "epsilon");
     check_tensor(out, "out");
-    return general("crrelu", py::make_tuple(input), py::make_tuple(epsilon, channel_dim),
-                   py::arg("out") = out);
+    py::dict keywords;
+    keywords["out"] = out;
+    return general("crrelu", py::make_tuple(input), py::make_tuple(epsilon, channel_dim), keywords);
   }
   const auto &x = THPVariable_Unpack(input.ptr()), &e = THPVariable_Unpack(epsilon.ptr());
   at::Tensor y = THPVariable_Unpack(out.ptr());

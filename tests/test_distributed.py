@@ -202,9 +202,8 @@ def out(rank: int) -> None:
         for placement in (Shard(0), Shard(1), Replicate()):
             input = distribute_tensor(values.clone(), mesh, [placement])
             for target in (torch.empty_like(input), input):
-                result = torch.ops.crrelu_ext.crrelu.out(
-                    input, distribute_tensor(epsilon, mesh, [Replicate()]), 1, out=target
-                )
+                whole = distribute_tensor(epsilon, mesh, [Replicate()])
+                result = crrelu_ext.crrelu(input, whole, out=target)
                 assert result is target
                 assert target.placements == (placement,)
                 assert_close(target.full_tensor(), expected)

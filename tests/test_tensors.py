@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crrelu_ext
-from crrelu_ext import CRReLU, DerivedActivation, crrelu, crrelu_glu, reference
+from crrelu_ext import CRReLU, DerivedActivation, crrelu, crrelu_, crrelu_glu, reference
 from crrelu_ext.functional import tabulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -54,6 +54,21 @@ def test_subclass(name: str) -> None:
     output = function(*tagged, EPSILON)
     assert type(output) is Tagged
     assert torch.equal(output.as_subclass(Tensor), function(*plain, EPSILON))
+
+
+def test_subclass_written_to() -> None:
+    x = torch.randn(4, 3)
+    expected = crrelu(x, EPSILON)
+    for input in (x, x.as_subclass(Tagged)):
+        for out in (torch.empty(0), torch.empty(4, 3).as_subclass(Tagged)):
+            assert torch.equal(crrelu(input, EPSILON, out=out).as_subclass(Tensor), expected)
+            assert torch.equal(out.as_subclass(Tensor), expected)
+    tagged = x.clone().as_subclass(Tagged)
+    assert crrelu_(tagged, EPSILON) is tagged
+    assert torch.equal(tagged.as_subclass(Tensor), expected)
+    with Functions() as functions:
+        crrelu_(x.clone(), EPSILON)
+    assert any("crrelu" in name for name in functions.names)
 
 
 def test_modes_see_the_operators() -> None:
