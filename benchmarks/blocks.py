@@ -1,9 +1,9 @@
 """CRReLU inside a model's feed-forward block: ``python -m benchmarks.blocks``.
 
-The block is GPT-2 small's (768 → 3072 → 768). Under torch.compile CRReLU shows Inductor its formula;
-"native" is the operator in the formula's place, which nothing can be fused with. The two sides of a pair take turns, forward and
-backward, and each round gives one ratio of times; the median over the rounds counts, and their
-quartiles show the spread.
+The block is GPT-2 small's (768 → 3072 → 768). Under torch.compile CRReLU shows Inductor its
+formula; "native" is the operator in the formula's place, which nothing can be fused with. The two
+sides of a pair take turns, forward and backward, and each round gives one ratio of times; the
+median over the rounds counts, and their quartiles show the spread.
 """
 
 from collections.abc import Callable

@@ -131,6 +131,7 @@ class Operands:
     output: Tensor
     epsilon: Tensor
     epsilons: Tensor
+    place: Tensor
 
 
 def forward_backward(function: Callable[..., Tensor], *leaves: Tensor, grad: Tensor) -> object:
@@ -145,6 +146,8 @@ def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
     rows = o.grad_output.view(-1, CHANNELS), o.input.view(-1, CHANNELS)
     by_channel = f"CRReLU, {CHANNELS} epsilons"
     yield "forward", by_channel, partial(crrelu_ext.crrelu, rows[1], o.epsilons)
+    placed = crrelu_ext.crrelu_at
+    yield "forward", "CRReLU, placed", partial(placed, o.input, o.epsilon, o.place)
     yield "forward", "GELU erf", partial(F.gelu, o.input)
     yield "forward", "GELU tanh", partial(F.gelu, o.input, approximate="tanh")
     yield "forward", "SiLU", partial(F.silu, o.input)
@@ -160,6 +163,8 @@ def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
         partial(backward, *grads, o.epsilon, 1, [True, False]),
     )
     yield "backward", by_channel, partial(backward, *rows, o.epsilons, 1, [True, True])
+    at = partial(ours.crrelu_at_backward, *grads, o.epsilon, o.place, 1, [True, True])
+    yield "backward", "CRReLU, placed", at
     yield "backward", "GELU erf", partial(aten.gelu_backward, *grads)
     yield "backward", "GELU tanh", partial(aten.gelu_backward, *grads, approximate="tanh")
     yield "backward", "SiLU", partial(aten.silu_backward, *grads)
@@ -180,7 +185,8 @@ def operands(device: Device, dtype: str, numel: int) -> Operands:
     normal = partial(torch.randn, numel, device=device.name, dtype=getattr(torch, dtype))
     x = normal()
     epsilons = torch.full((CHANNELS,), 0.01, device=device.name)
-    return Operands(x, normal(), torch.empty_like(x), epsilons[:1], epsilons)
+    place = torch.tensor([[0.1], [0.9]], device=device.name)
+    return Operands(x, normal(), torch.empty_like(x), epsilons[:1], epsilons, place)
 
 
 def measure_kernels(device: Device, deadline: float) -> tuple[list[Timing], list[str]]:

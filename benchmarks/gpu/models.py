@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -10,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import crrelu_ext
+from crrelu_ext.dynamic import smooth_relu
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"GELU": nn.GELU, "CRReLU": crrelu_ext.CRReLU}
+if find_spec("scipy"):  # which dynamic EAFO needs
+    ACTIVATIONS["table"] = partial(
+        crrelu_ext.DerivedActivation, smooth_relu, lower=-8, upper=8, knots=64
+    )
+    ACTIVATIONS["dynamic"] = crrelu_ext.DynamicActivation
 
 
 class Shape(NamedTuple):
@@ -57,7 +65,10 @@ class Block(nn.Module):
 def training_step(
     name: str, activation: Callable[[], nn.Module], device: str, compiled: bool
 ) -> Callable[[], object]:
-    """Forward, backward and AdamW in bfloat16, on random embeddings; blocks are compiled alike."""
+    """Forward, backward and AdamW in bfloat16, on random embeddings; blocks are compiled alike.
+
+    A dynamic activation has its scheduler, with an update every hundred steps.
+    """
     torch.manual_seed(0)
     shape = MODELS[name]
     if device == "cpu":  # a dry run
@@ -71,6 +82,12 @@ def training_step(
     model = nn.Sequential(*parts, *head).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device != "cpu")
     embeddings = torch.randn(shape.batch, shape.tokens, shape.width, device=device)
+    scheduler = None
+    if activation is crrelu_ext.DynamicActivation:
+        scheduler = crrelu_ext.ActivationScheduler(model, every=100, warmup=4, total=10**9)
+        scheduler.steps = 103
+        scheduler.step()  # an update, which makes what later ones use again
+        scheduler.steps = 50  # the next one is the 54th from here
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16):
@@ -78,5 +95,7 @@ def training_step(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if scheduler:
+            scheduler.step()
 
     return step

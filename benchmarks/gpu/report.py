@@ -95,9 +95,13 @@ def targets(figures: Figures) -> Iterator[list[str]]:
         yield verdict(what, max(late), max(late) <= 1)
     for step in figures["steps"]:
         if step["model"] in MODELS:
-            _, middle, high = quantiles(step_ratios(step), n=4)
+            _, middle, high = quantiles(step_ratios(step, "GELU", "CRReLU"), n=4)
             what = f"{step['model']}, {step['mode']}: no slower than with GELU, within the spread"
             yield verdict(what, middle, high >= 1)
+            if "dynamic" in step["seconds"]:
+                middle = median(step_ratios(step, "dynamic", "table"))
+                what = f"{step['model']}, {step['mode']}: dynamic EAFO takes at most 1 % more"
+                yield verdict(what, middle, middle <= 1.01)
 
 
 def kernels(figures: Figures) -> Iterator[str]:
@@ -159,25 +163,28 @@ def memory(figures: Figures) -> Iterator[str]:
     yield from table(["operation", "dtype", "", "MiB"], rows)
 
 
-def step_ratios(step: Figures) -> list[float]:
-    gelu, ours = (step["seconds"][name] for name in ("GELU", "CRReLU"))
-    return [a / b for a, b in zip(gelu, ours, strict=True)]
+def step_ratios(step: Figures, *names: str) -> list[float]:
+    """Of each round, the time with the first activation over that with the second."""
+    first, second = (step["seconds"][name] for name in names)
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def steps(figures: Figures) -> Iterator[str]:
     rows = []
     for step in figures["steps"]:
-        gelu, ours = (step["seconds"][name] for name in ("GELU", "CRReLU"))
-        ratios = step_ratios(step)
-        rows.append(
-            [
-                *(step["model"], step["mode"]),
-                *(f"{1e3 * median(gelu):.3f}", f"{1e3 * median(ours):.3f}"),
-                f"{median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f})",
-            ]
-        )
+        for pair in (("GELU", "CRReLU"), ("dynamic", "table")):
+            if not set(pair) <= step["seconds"].keys():
+                continue
+            ratios = step_ratios(step, *pair)
+            rows.append(
+                [
+                    *(step["model"], step["mode"], " / ".join(pair)),
+                    *(f"{1e3 * median(step['seconds'][name]):.3f}" for name in pair),
+                    f"{median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f})",
+                ]
+            )
     yield from ["## Training steps in bfloat16", ""]
-    yield from table(["model", "", "GELU, ms", "CRReLU, ms", "GELU / CRReLU"], rows)
+    yield from table(["model", "", "activations", "ms", "ms", "ratio"], rows)
 
 
 def markdown(summary: Figures, figures: Figures) -> str:
