@@ -22,8 +22,8 @@ SMALLEST_JUMP = 1e-6
 """Of a function, relative to its size there."""
 HALVINGS = 60
 """From the largest bracket down to neighbouring numbers."""
-PARTS = 512
-"""Into which a bracket is divided at once, six times for the 2^54 numbers that it may hold."""
+PARTS = 2048
+"""Into which a bracket is divided at once, five times for the 2^54 numbers that it may hold."""
 
 
 def solve(function: Function, target: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def _close_in(
         score: from (n, parts + 1) increasing points to (n, parts) numbers.
     """
     parts = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
-    for _ in range(6):
+    for _ in range(5):
         x = torch.lerp(low[:, None], high[:, None], parts)
         best, part = score(x).max(-1)
         low, high = (x.gather(-1, part[:, None] + i)[:, 0] for i in range(2))
