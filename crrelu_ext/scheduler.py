@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,9 +31,9 @@ class Update:
 
     step: int
     """Of the scheduler, from 1."""
-    entropy_before: float
-    entropy: float
-    """NaN for a :class:`DynamicCRReLU` of which too little was measured."""
+    entropy_before: float | None
+    entropy: float | None
+    """None for a :class:`DynamicCRReLU` of which too little was measured."""
     location: float
     scale: float
     """Of the input; the mean over channels that have their own."""
@@ -299,18 +298,18 @@ class Placed:
             for counts, layer in by_layer
         ]
 
-    def _entropies(self, inputs: list[Tensor]) -> list[float]:
+    def _entropies(self, inputs: list[Tensor]) -> list[float | None]:
         """Of the layers' outputs, the mean over channels of which enough was measured."""
         from scipy.stats import differential_entropy
 
-        entropies = []
+        entropies: list[float | None] = []
         for x, layer in zip(inputs, self.layers.values(), strict=True):
             epsilon = layer.epsilon.detach()[_some(layer)].float().cpu()
             place = layer.histogram.place[:, _some(layer)].cpu()
             y = crrelu_at(x, epsilon, place, channel_dim=0)
             known = y[~y.isnan().any(-1)]
-            of_channels = differential_entropy(known, axis=-1) if len(known) else [math.nan]
-            entropies.append(statistics.fmean(of_channels))
+            of_channels = differential_entropy(known, axis=-1) if len(known) else []
+            entropies.append(statistics.fmean(of_channels) if len(known) else None)
         return entropies
 
     def _hand_out(self) -> None:
