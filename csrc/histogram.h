@@ -41,6 +41,7 @@ struct Samples {
   }
   /// The place of a channel's k-th one in the tensor.
   CRRELU_INLINE int64_t index(const Layout& layout, int64_t channel, int64_t k) const {
+    if (layout.channels == 1) return k * stride;  // saves the divisions, which took half the time
     const int64_t outer = k * stride / layout.inner, inner = k * stride % layout.inner;
     return (outer * layout.channels + channel) * layout.inner + inner;
   }
