@@ -282,7 +282,7 @@ class Placed:
                 entropy=after[i],
                 location=layer.histogram.place[0].mean().item(),
                 scale=layer.histogram.place[1].mean().item(),
-                epsilon=layer.epsilon.detach().float().mean().item(),
+                epsilon=_epsilons(layer).mean().item(),
                 step_size=0.0,
                 refusal=None if measured[i].any() else "too little of the input was measured",
                 not_finite=int(not_finite[i].sum().item()),
@@ -304,7 +304,7 @@ class Placed:
 
         entropies: list[float | None] = []
         for x, layer in zip(inputs, self.layers.values(), strict=True):
-            epsilon = layer.epsilon.detach()[_some(layer)].float().cpu()
+            epsilon = _epsilons(layer)[_some(layer)]
             place = layer.histogram.place[:, _some(layer)].cpu()
             y = crrelu_at(x, epsilon, place, channel_dim=0)
             known = y[~y.isnan().any(-1)]
@@ -316,6 +316,13 @@ class Placed:
         places = torch.stack([self.places.location, self.places.scale]).split(self.channels, 1)
         for layer, place in zip(self.layers.values(), places, strict=True):
             layer.histogram.place.copy_(place)
+
+
+def _epsilons(layer: DynamicCRReLU) -> Tensor:
+    """All of them, on the CPU, also where they are spread over ranks, as by fully_shard."""
+    epsilon: Any = layer.epsilon.detach()
+    whole: Tensor = epsilon.full_tensor() if hasattr(epsilon, "full_tensor") else epsilon
+    return whole.float().cpu()
 
 
 def _some(layer: DynamicCRReLU) -> slice:

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributions import Normal
 
 from crrelu_ext import ActivationScheduler, CRReLU, DynamicActivation, DynamicCRReLU, reference
 from crrelu_ext.dynamic import BINS, NOT_FINITE
 from crrelu_ext.placing import Places, sample
+
+from .test_distributed import in_processes
 
 LOCATIONS, SCALES = torch.tensor([0.0, -3.0, 40.0]), torch.tensor([1.0, 0.05, 300.0])
 
@@ -64,6 +70,24 @@ def test_the_entropy_is_that_of_the_output() -> None:
     (slope,) = torch.autograd.grad(y.sum(), x)
     exact = Normal(6.0, 1.0).entropy() + slope.log().mean()
     assert update.entropy == pytest.approx(exact.item(), abs=0.05)
+
+
+def sharded(rank: int) -> None:
+    """Each rank has half of the input and half of the epsilons."""
+    act = DynamicCRReLU(4)
+    fully_shard(act, mesh=init_device_mesh("cpu", (2,)))
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=100)
+    for _ in range(16):
+        act((torch.randn(200, 4) + 3).chunk(2)[rank]).sum().backward()
+        scheduler.step()
+    assert isinstance(act.epsilon, DTensor)
+    (history,) = scheduler.history.values()
+    assert history[-1].epsilon == pytest.approx(0.01)
+    assert ((act.histogram.place[0] - 3).abs() < 0.2).all()
+
+
+def test_sharded_parameters(tmp_path: Path) -> None:
+    in_processes(tmp_path, sharded)
 
 
 def test_epsilon_learns_and_the_place_does_not() -> None:
