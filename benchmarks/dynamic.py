@@ -16,7 +16,7 @@ from time import perf_counter
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from crrelu_ext import ActivationScheduler, DynamicActivation, DynamicCRReLU
 from crrelu_ext.dynamic import Histogram
@@ -74,19 +74,20 @@ class Comparison:
 
 
 class Stopwatch:
-    """Adds up the seconds that the forward passes of modules take."""
+    """Adds up the seconds that histograms count for."""
 
-    def __init__(self, modules: list[Histogram]) -> None:
+    def __init__(self, histograms: list[Histogram]) -> None:
         self.seconds = 0.0
-        for module in modules:
-            module.register_forward_pre_hook(self._begin)
-            module.register_forward_hook(self._end)
+        for histogram in histograms:
+            histogram.count = self._timed(histogram.count)  # type: ignore[assignment, method-assign]
 
-    def _begin(self, *_: object) -> None:
-        self.seconds -= perf_counter()
+    def _timed(self, count: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def timed(input: Tensor) -> None:
+            start = perf_counter()
+            count(input)
+            self.seconds += perf_counter() - start
 
-    def _end(self, *_: object) -> None:
-        self.seconds += perf_counter()
+        return timed
 
 
 def compare(dataset: str, form: str) -> Comparison:

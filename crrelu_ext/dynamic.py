@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from crrelu_ext._nested import is_jagged
-from crrelu_ext._ops import native
+from crrelu_ext._ops import _C
 from crrelu_ext.derived import DerivedActivation
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.modules import CRReLU
@@ -76,17 +76,11 @@ class Histogram(nn.Module):
         self.place[0], self.place[1] = 0.0, 1.0
         self.counts.zero_()
 
-    def forward(self, input: Tensor) -> None:
-        if not (self.training and native) or (not is_compiling() and _in_backward()):
-            return
-        channel_dim = self.channel_dim
-        input = input.detach()
-        if is_jagged(input):
-            input = input.values()
-            channel_dim -= channel_dim > 0  # values have no batch dimension
-        elif hasattr(input, "to_local"):  # a DTensor: the ranks' counts are added up later
-            input = input.to_local()
-        torch.ops.crrelu_ext.count_(input, self.place, self.samples, channel_dim, self.counts)
+    def count(self, input: Tensor) -> None:
+        """No forward pass of a module: to get to that takes as long as to count."""
+        if self.training and _C is not None:
+            of = count if is_compiling() else _C.count_
+            of(input, self.place, self.samples, self.channel_dim, self.counts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         place = self.place
@@ -134,8 +128,9 @@ class DynamicActivation(DerivedActivation):
         self.histogram = Histogram(1, 0, samples, device)
 
     def forward(self, input: Tensor) -> Tensor:
-        self.histogram(input)
-        return super().forward(input)
+        output = super().forward(input)  # first, since it names what is wrong with an input
+        self.histogram.count(input)
+        return output
 
     def start(self, x: Tensor, scale: Tensor) -> Tensor:
         """The function that the layer starts with, given the scale of its input."""
@@ -174,10 +169,18 @@ class DynamicCRReLU(CRReLU):
         self.histogram = Histogram(num_parameters, channel_dim, samples, device)
 
     def forward(self, input: Tensor) -> Tensor:
-        self.histogram(input)
-        return crrelu_at(input, self.epsilon, self.histogram.place, channel_dim=self.channel_dim)
+        place = self.histogram.place
+        output = crrelu_at(input, self.epsilon, place, channel_dim=self.channel_dim)
+        self.histogram.count(input)
+        return output
 
 
-def _in_backward() -> bool:
-    """Whether autograd is computing gradients on this thread."""
-    return torch._C._current_graph_task_id() != -1
+def count(input: Tensor, place: Tensor, samples: int, channel_dim: int, counts: Tensor) -> None:
+    """Of any tensor; the native entry for plain ones is `_C.count_`."""
+    input = input.detach()
+    if is_jagged(input):
+        input = input.values()
+        channel_dim -= channel_dim > 0  # values have no batch dimension
+    elif hasattr(input, "to_local"):  # a DTensor: the ranks' counts are added up later
+        input = input.to_local()
+    torch.ops.crrelu_ext.count_(input, place, samples, channel_dim, counts)

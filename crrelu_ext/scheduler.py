@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -270,16 +269,16 @@ class Placed:
 
     def update(self, scheduler: ActivationScheduler, trust: float) -> dict[str, Update]:
         inputs = self._inputs()
-        before = self._entropies(inputs)
+        before = self._outputs(inputs)
         measured = self.places.follow(self.counts, self.keep).split(self.channels)
         self._hand_out()
-        after = self._entropies(inputs)
+        entropies = _entropies(before + self._outputs(inputs))
         not_finite = self.places.not_finite.split(self.channels)
         return {
             name: Update(
                 step=scheduler.steps,
-                entropy_before=before[i],
-                entropy=after[i],
+                entropy_before=entropies[i],
+                entropy=entropies[len(self.layers) + i],
                 location=layer.histogram.place[0].mean().item(),
                 scale=layer.histogram.place[1].mean().item(),
                 epsilon=_epsilons(layer).mean().item(),
@@ -298,19 +297,14 @@ class Placed:
             for counts, layer in by_layer
         ]
 
-    def _entropies(self, inputs: list[Tensor]) -> list[float | None]:
-        """Of the layers' outputs, the mean over channels of which enough was measured."""
-        from scipy.stats import differential_entropy
-
-        entropies: list[float | None] = []
+    def _outputs(self, inputs: list[Tensor]) -> list[Tensor]:
+        """What the layers make of these, as they are now."""
+        outputs = []
         for x, layer in zip(inputs, self.layers.values(), strict=True):
             epsilon = _epsilons(layer)[_some(layer)]
             place = layer.histogram.place[:, _some(layer)].cpu()
-            y = crrelu_at(x, epsilon, place, channel_dim=0)
-            known = y[~y.isnan().any(-1)]
-            of_channels = differential_entropy(known, axis=-1) if len(known) else []
-            entropies.append(statistics.fmean(of_channels) if len(known) else None)
-        return entropies
+            outputs.append(crrelu_at(x, epsilon, place, channel_dim=0))
+        return outputs
 
     def _hand_out(self) -> None:
         places = torch.stack([self.places.location, self.places.scale]).split(self.channels, 1)
@@ -323,6 +317,19 @@ def _epsilons(layer: DynamicCRReLU) -> Tensor:
     epsilon: Any = layer.epsilon.detach()
     whole: Tensor = epsilon.full_tensor() if hasattr(epsilon, "full_tensor") else epsilon
     return whole.float().cpu()
+
+
+def _entropies(samples: list[Tensor]) -> list[float | None]:
+    """Of each tensor of samples, the mean over its rows; None if all of these have NaN."""
+    from scipy.stats import differential_entropy
+
+    known = [y[~y.isnan().any(-1)] for y in samples]
+    if not any(map(len, known)):
+        return [None] * len(samples)
+    # At once: scipy's way to the computation takes longer than that.
+    of_rows = torch.from_numpy(differential_entropy(torch.cat(known), axis=-1))
+    parts = of_rows.split([len(y) for y in known])
+    return [part.mean().item() if len(part) else None for part in parts]
 
 
 def _some(layer: DynamicCRReLU) -> slice:

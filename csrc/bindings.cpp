@@ -1,6 +1,7 @@
 // The Python module _C: the fast entry to the operators, and what was built.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/python_numbers.h>
 #include <torch/extension.h>
@@ -159,6 +160,30 @@ PyObject* tabulated(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+/// count_(input, place, samples, channel_dim, counts); does nothing while gradients are computed.
+PyObject* count_(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 5,
+                   "count_: allowed are input, place, samples, channel_dim, counts; given are ",
+                   count, " arguments");
+  if (torch::autograd::get_current_graph_task_id() != -1) Py_RETURN_NONE;
+  const py::handle input(arguments[0]), place(arguments[1]), counts(arguments[4]);
+  const int64_t samples = THPUtils_unpackLong(arguments[2]),
+                channel_dim = channel_dim_of(arguments[3]);
+  if (!plain({input, place, counts})) {
+    check_tensor(input, "input", "count_");
+    py::module_::import("crrelu_ext.dynamic")
+        .attr("count")(input, place, samples, channel_dim, counts);
+    Py_RETURN_NONE;
+  }
+  at::Tensor bins = THPVariable_Unpack(counts.ptr());
+  const at::AutoDispatchBelowADInplaceOrView no_gradients;
+  count_op().call(THPVariable_Unpack(input.ptr()), THPVariable_Unpack(place.ptr()), samples,
+                  channel_dim, bins);
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 template <auto function>
 py::object fast_function(const char* name) {
   static PyMethodDef definition = {
@@ -182,6 +207,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("crrelu_at") = crrelu::fast_function<crrelu::crrelu_at>("crrelu_at");
   m.attr("crrelu_glu") = crrelu::fast_function<crrelu::crrelu_glu>("crrelu_glu");
   m.attr("tabulated") = crrelu::fast_function<crrelu::tabulated>("tabulated");
+  m.attr("count_") = crrelu::fast_function<crrelu::count_>("count_");
   m.def("isa_available", crrelu::isa_available,
         "The instruction sets of this build that this processor has.");
   m.def(

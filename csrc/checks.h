@@ -152,8 +152,8 @@ inline void prepare_out(const at::Tensor& input, const at::Tensor& epsilon, cons
 }
 
 /// For a tensor without gaps.
-inline Layout layout_of(const at::Tensor& dense, const at::Tensor& epsilon, int64_t channel_dim) {
-  const int64_t channels = epsilon.numel(), numel = dense.numel();
+inline Layout layout_of(const at::Tensor& dense, int64_t channels, int64_t channel_dim) {
+  const int64_t numel = dense.numel();
   if (channels == 1 || numel == 0) return {1, 1, numel};
   const int64_t inner =
       dense.stride(channel_dim);  // no gaps: what lies between neighbouring channels

@@ -1,6 +1,7 @@
 // The operator that counts (histogram.h); its CUDA kernel is in cuda/histogram.cuh.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 #include <torch/library.h>
 
 #include <type_traits>
@@ -8,6 +9,7 @@
 #include "checks.h"
 #include "dense.h"
 #include "histogram.h"
+#include "operators.h"
 
 namespace crrelu {
 
@@ -19,7 +21,7 @@ void count_cpu(const at::Tensor& input, const at::Tensor& place, int64_t samples
   if (input.numel() == 0) return;
   const auto dense = without_gaps(input);
   const auto where = place.contiguous();
-  const auto layout = layout_of(dense, where[0], channel_dim);
+  const auto layout = layout_of(dense, place.size(1), channel_dim);
   const Samples sample(layout, samples);
   const float *location = where.const_data_ptr<float>(), *scale = location + layout.channels;
   auto* slots = counts.mutable_data_ptr<int64_t>();
@@ -55,10 +57,22 @@ void count_meta(const at::Tensor& input, const at::Tensor& place, int64_t sample
   check_count_arguments(input, place, samples, channel_dim, counts);
 }
 
+/// Under torch.func.vmap the elements of all examples count, and of an ensemble, whose layers have
+/// places of their own, none.
+void count_batched(const at::Tensor& input, const at::Tensor& place, int64_t samples,
+                   int64_t channel_dim, at::Tensor& counts) {
+  if (at::functorch::isBatchedTensor(place)) return;
+  const auto* batched = at::functorch::maybeGetBatchedImpl(input);
+  const c10::impl::ExcludeDispatchKeyGuard unwrapped(c10::DispatchKey::FuncTorchBatched);
+  count_op().call(batched->value().movedim(batched->bdim(), 0), place, samples,
+                  channel_dim < 0 ? channel_dim : channel_dim + 1, counts);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(crrelu_ext, CPU, m) { m.impl("count_", count_cpu); }
 TORCH_LIBRARY_IMPL(crrelu_ext, CompositeExplicitAutograd, m) { m.impl("count_", count_composed); }
 TORCH_LIBRARY_IMPL(crrelu_ext, Meta, m) { m.impl("count_", count_meta); }
+TORCH_LIBRARY_IMPL(crrelu_ext, FuncTorchBatched, m) { m.impl("count_", count_batched); }
 
 }  // namespace crrelu

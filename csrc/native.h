@@ -61,7 +61,9 @@ struct Epsilons {
     static const at::Tensor undefined;
     return undefined;
   }
-  Layout layout(const at::Tensor& dense) const { return layout_of(dense, epsilon, channel_dim); }
+  Layout layout(const at::Tensor& dense) const {
+    return layout_of(dense, epsilon.numel(), channel_dim);
+  }
 };
 struct Table {
   const at::Tensor& table;

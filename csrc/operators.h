@@ -26,6 +26,8 @@ using CrreluAtBackwardOp = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&,
 using TabulatedOp = at::Tensor(const at::Tensor&, const at::Tensor&);
 using TabulatedBackwardOp = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 
+using CountOp = void(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::Tensor&);
+
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name, const char* overload = "") {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
@@ -65,6 +67,10 @@ inline const auto& tabulated_op() {
 }
 inline const auto& tabulated_backward_op() {
   static const auto op = find_operator<TabulatedBackwardOp>("crrelu_ext::tabulated_backward");
+  return op;
+}
+inline const auto& count_op() {
+  static const auto op = find_operator<CountOp>("crrelu_ext::count_");
   return op;
 }
 

@@ -168,6 +168,39 @@ def test_nested_inputs_are_measured(make: Any) -> None:
         torch.testing.assert_close(part, act(expected[None])[0])
 
 
+def test_examples_are_measured_together() -> None:
+    """As torch.func computes gradients by example."""
+    act, per_channel, x = DynamicActivation(), DynamicCRReLU(3, channel_dim=0), torch.randn(4, 3, 5)
+    expected = counted(x)
+    gradients = torch.func.vmap(torch.func.grad(lambda x: act(x).sum()))(x)
+    torch.testing.assert_close(gradients, torch.func.grad(lambda x: act.eval()(x).sum())(x))
+    assert torch.equal(act.histogram.counts[0], expected)
+    for in_dim in range(3):
+        torch.func.vmap(torch.func.vmap(per_channel, in_dims=1), in_dims=in_dim, out_dims=in_dim)(
+            x.movedim(0, in_dim)
+        )
+    assert torch.equal(per_channel.histogram.counts.sum(0), 3 * expected)
+    assert (per_channel.histogram.counts.sum(-1) == 3 * 20).all()
+
+
+def test_an_ensemble_under_vmap_is_not_measured() -> None:
+    layers = [DynamicActivation(), DynamicActivation()]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    outputs = torch.func.vmap(partial(torch.func.functional_call, layers[0]), in_dims=(0, None))(
+        {**parameters, **buffers}, (torch.randn(20),)
+    )
+    assert outputs.shape == (2, 20)
+    assert layers[0].histogram.counts.sum() == 0
+
+
+def test_bad_input_is_refused_in_the_name_of_the_layer() -> None:
+    for layer, match in ((DynamicActivation(), "tabulated: input"), (DynamicCRReLU(), "crrelu_at")):
+        for bad in ("x", torch.arange(3), torch.ones(3).to_sparse()):
+            with pytest.raises((TypeError, ValueError), match=match):
+                layer(bad)
+        assert layer.histogram.counts.sum() == 0
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_elements_are_counted_once(reentrant: bool) -> None:
     act = DynamicActivation(samples=50)

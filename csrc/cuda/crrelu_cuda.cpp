@@ -116,7 +116,7 @@ void count_cuda(const at::Tensor& input, const at::Tensor& place, int64_t sample
   if (input.numel() == 0) return;
   const Cuda::Guard guard(input.device());
   const auto dense = without_gaps(input), where = place.contiguous();
-  const auto layout = layout_of(dense, where[0], channel_dim);
+  const auto layout = layout_of(dense, place.size(1), channel_dim);
   count(machine(), storage_of(dense.scalar_type()), dense.const_data_ptr(), layout,
         where.const_data_ptr<float>(), Samples(layout, samples),
         counts.mutable_data_ptr<int64_t>());
