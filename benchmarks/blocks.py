@@ -3,7 +3,8 @@
 The block is GPT-2 small's (768 → 3072 → 768). Under torch.compile CRReLU shows Inductor its
 formula; "native" is the operator in the formula's place, which nothing can be fused with. The two
 sides of a pair take turns, forward and backward, and each round gives one ratio of times; the
-median over the rounds counts, and their quartiles show the spread.
+median over the rounds counts, and their quartiles show the spread. Both have the same weights, in
+the same memory: where that lies can make two percent.
 """
 
 from collections.abc import Callable
@@ -76,26 +77,30 @@ def pairs() -> list[Pair]:
     return found
 
 
-def step(pair: Pair, make: Callable[[], nn.Module]) -> Callable[[], None]:
-    """One training step's forward and backward pass, without the optimizer."""
+def linears(model: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+
+
+def steps(pair: Pair) -> list[Callable[[], None]]:
+    """Of both sides a training step's forward and backward pass, without the optimizer."""
     torch.manual_seed(0)
-    model = make()
-    for parameter in model.parameters():
-        if parameter.dim() > 1 or parameter.numel() > 1:
-            parameter.data = parameter.data.to(pair.dtype)
-    width = WIDTH if any(isinstance(layer, nn.Linear) for layer in model.modules()) else HIDDEN
+    ours, theirs = pair.ours(), pair.theirs()
+    for layer, other in zip(linears(ours), linears(theirs), strict=True):
+        layer.to(pair.dtype)
+        other.weight, other.bias = layer.weight, layer.bias
+    width = WIDTH if linears(ours) else HIDDEN
     input = torch.randn(TOKENS, width, dtype=pair.dtype, requires_grad=True)
     grad_output = torch.randn_like(input)
-    call: Callable[[Tensor], Tensor] = torch.compile(model) if pair.compiled else model
 
-    def run() -> None:
-        call(input).backward(grad_output)
+    def step(model: nn.Module) -> Callable[[], None]:
+        call: Callable[[Tensor], Tensor] = torch.compile(model) if pair.compiled else model
+        return lambda: call(input).backward(grad_output)
 
-    return run
+    return [step(ours), step(theirs)]
 
 
 def ratios(pair: Pair) -> list[float]:
-    sides = [step(pair, make) for make in (pair.ours, pair.theirs)]
+    sides = steps(pair)
     for run in sides * 3:  # compile, warm up
         run()
     found = []

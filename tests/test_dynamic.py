@@ -201,13 +201,20 @@ def test_bad_input_is_refused_in_the_name_of_the_layer() -> None:
         assert layer.histogram.counts.sum() == 0
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_elements_are_counted_once(reentrant: bool) -> None:
-    act = DynamicActivation(samples=50)
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "compiled"])
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_checkpointed_elements_are_counted_once(make: Any, how: str) -> None:
+    act = make(samples=50)
     x = torch.randn(50, requires_grad=True)
-    checkpoint(act, x, use_reentrant=reentrant).sum().backward()
-    assert x.grad is not None
-    assert act.histogram.counts.sum() == 50
+
+    def checkpointed(x: Tensor) -> Tensor:
+        return checkpoint(act, x, use_reentrant=how == "reentrant")
+
+    call = torch.compile(checkpointed, backend="aot_eager") if how == "compiled" else checkpointed
+    for number in (1, 2):
+        call(x).sum().backward()
+        assert x.grad is not None
+        assert act.histogram.counts.sum() == 50 * number
 
 
 def test_the_static_engine_derives_the_same() -> None:
