@@ -42,7 +42,7 @@ help:
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
 	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
-	@echo 'make ctest           C++ test of the torch-free kernels, and the libtorch example'
+	@echo 'make ctest           C++ test of the torch-free kernels, AVX-512 emulated, and the libtorch example'
 	@echo 'make ctest-aarch64   the C++ test, cross-compiled for aarch64 and run under qemu'
 	@echo 'make lint            ruff, mypy, clang-format; make format applies what can be applied'
 	@echo 'make install-matrix  each way to install, in clean environments'

@@ -10,7 +10,8 @@
 // From here on, and only here, the compiler may use these instructions: no compiler flag, so every
 // file of the extension is built alike, and no system header is compiled for a processor that may
 // not be there.
-#if defined(__clang__)
+#if defined(CRRELU_EMULATED_INTRINSICS)  // tests/cpp/emulated: by the instructions that all have
+#elif defined(__clang__)
 #pragma clang attribute push(                                                    \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
     apply_to = function)
@@ -32,7 +33,8 @@ const Kernels* kernels_avx512(Activation activation) {
 
 }  // namespace crrelu
 
-#if defined(__clang__)
+#if defined(CRRELU_EMULATED_INTRINSICS)
+#elif defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options

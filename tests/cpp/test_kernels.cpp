@@ -485,6 +485,62 @@ void test_form(Activation activation, const char* name, int count_of_inputs) {
   }
 }
 
+/// Every form gives what it gives in scalar code, but for rounding. (The Python tests hold it to an
+/// oracle, on the instruction sets that the processor has.)
+template <class S>
+void test_agreement(Activation activation, const char* name, std::vector<const void*> parameter,
+                    double size_of_terms = 1) {
+  const auto storage = static_cast<int>(Stored<S>::kStorage);
+  const auto& k = instruction_set().kernels(activation)[storage];
+  const auto& scalar = kernels_scalar(activation)[storage];
+  const Elements<S> elements;
+  const std::vector<S> up(elements.grad_output.rbegin(), elements.grad_output.rend());
+  const void* const inputs[] = {elements.x.data(), up.data()};
+  const auto agree = [&](double a, double b, double size, const char* what) {
+    const double bound = std::ldexp(4, -Stored<S>::kFractionBits) * (size_of_terms + size);
+    check(a == b || (std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= bound,
+          "%s, %s: %s is %.9g, and %.9g in scalar code", Stored<S>::kName, name, what, a, b);
+  };
+
+  std::vector<S> values[2], grads[2], grads_of_up[2];
+  double sums[2] = {0, 0};
+  for (const int i : {0, 1}) {
+    const auto& kernels = i ? scalar : k;
+    for (auto* results : {values, grads, grads_of_up}) results[i].resize(kLongest);
+    kernels.forward(inputs, parameter.data(), values[i].data(), kLongest, false);
+    void* const wanted[] = {grads[i].data(), grads_of_up[i].data()};
+    double* const sum = activation == Activation::kTabulated ? nullptr : &sums[i];
+    kernels.backward(elements.grad_output.data(), inputs, parameter.data(), wanted, sum, kLongest,
+                     false);
+  }
+  for (int64_t i = 0; i < kLongest; ++i) {
+    for (auto* results : {values, grads, grads_of_up}) {
+      if (results == grads_of_up && activation != Activation::kGated) continue;
+      const double expected = widen(results[1][i]);
+      agree(widen(results[0][i]), expected, 8 * std::abs(expected), "a result");
+    }
+  }
+  agree(sums[0], sums[1], kLongest, "the sum");
+}
+
+template <class S>
+void test_forms() {
+  const Real<S> epsilon = Real<S>(-0.73), location = Real<S>(0.4), scale = Real<S>(1.7);
+  test_form<S>(Activation::kGated, "gated", 2);
+  test_agreement<S>(Activation::kGated, "gated", {&epsilon});
+  test_form<S>(Activation::kPlaced, "placed", 1);
+  test_agreement<S>(Activation::kPlaced, "placed", {&epsilon, &location, &scale});
+  std::mt19937 random;
+  std::normal_distribution<double> normal;
+  for (const int intervals : {1, 2, 15, 16, 17, 31, 32, 33, 255}) {
+    // From -5 to 7; then the coefficients of each interval's cubic (tabulated.h).
+    std::vector<Real<S>> table = {-5, 7, Real<S>(intervals / 12.0), Real<S>(intervals)};
+    for (int i = 0; i < 4 * intervals; ++i) table.push_back(Real<S>(normal(random) / intervals));
+    // A position among so many intervals is rounded to 2^-24 of their number.
+    test_agreement<S>(Activation::kTabulated, "table", {table.data()}, 1 + intervals / 8.0);
+  }
+}
+
 template <class S>
 void test() {
   const auto oracle = sample<S>();
@@ -494,8 +550,7 @@ void test() {
   test_independence<S>();
   test_bounds<S>();
   test_sums<S>();
-  test_form<S>(Activation::kGated, "gated", 2);
-  test_form<S>(Activation::kPlaced, "placed", 1);
+  test_forms<S>();
 }
 
 }  // namespace
