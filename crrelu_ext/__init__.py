@@ -1,5 +1,8 @@
 """CRReLU, max(0, x) + ε · x · exp(-x²/2) with a learnable ε, as fast kernels for PyTorch."""
 
+import importlib
+from types import ModuleType
+
 from crrelu_ext import reference
 from crrelu_ext._ops import __version__, build_info
 from crrelu_ext.derived import DerivedActivation
@@ -30,3 +33,9 @@ __all__ = [
     "register",
     "replace_activation",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "eafo":  # needs scipy, so it is imported by those alone who ask for it
+        return importlib.import_module("crrelu_ext.eafo")
+    raise AttributeError(f"module 'crrelu_ext' has no attribute {name!r}")

@@ -44,8 +44,9 @@ class DerivedActivation(nn.Module):
         input and output alike, any; 16-bit inputs are computed in float32.
 
     Raises:
-        ValueError: bounds or knots that are no table; an activation that is not elementwise or not
-            finite between the bounds. TypeError: an activation that returns no tensor.
+        ValueError: bounds or knots that are no table; an activation that is not elementwise, not
+            differentiable, or not finite between the bounds. TypeError: an activation that is not
+            callable or returns no tensor.
     """
 
     table: Tensor
@@ -99,6 +100,9 @@ def tabulate(
     """The table of an activation, (3, knots) float64, and its largest error between the knots."""
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
+    if not callable(activation):
+        given = type(activation).__name__
+        raise TypeError(f"activation is a {given}; allowed is a callable on tensors")
     if not isinstance(knots, int) or knots < 2:
         raise ValueError(f"knots is {knots}; allowed are whole numbers from 2 on")
     places = torch.linspace(lower, upper, knots, dtype=torch.float64)
@@ -113,6 +117,11 @@ def tabulate(
             raise ValueError(
                 f"activation made shape {tuple(values.shape)} of {tuple(x.shape)}; allowed are "
                 "functions that go element by element"
+            )
+        if not values.requires_grad:
+            raise ValueError(
+                "activation's result does not depend on its input, as far as autograd knows; "
+                "allowed are functions made of torch's differentiable operators"
             )
         (slopes,) = torch.autograd.grad(values.sum(), x)
     table = torch.stack([places, values.detach().double(), slopes])

@@ -63,8 +63,8 @@ class Histogram(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"samples is {samples}; allowed are 1 and more")
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples is {samples!r}; allowed are 1, 2, 3 …")
         self.channel_dim = channel_dim
         self.samples = samples
         self.register_buffer("place", torch.empty(2, channels, device=device))

@@ -24,7 +24,7 @@ def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
 
     Raises:
         ValueError: there was no update yet. ImportError: no matplotlib
-        (``pip install crrelu-ext[eafo]``).
+        (the extra ``eafo`` brings it).
     """
     from matplotlib.figure import Figure
 

@@ -36,15 +36,15 @@ def replace_activation(
         TypeError: an argument is of another type; ``new`` makes something else than a module.
         ValueError: the model itself is of type ``old``: nothing holds it that could be changed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
+    _check_model(model)
     types = old if isinstance(old, tuple) else (old,)
     if not types or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in types):
         raise TypeError(f"old is {old!r}; allowed are types of torch.nn.Module, one or a tuple")
     if isinstance(model, types):
         raise ValueError(f"model itself is a {type(model).__name__}; replace it where it is held")
-    if not callable(new):
-        raise TypeError(f"new is a {type(new).__name__}; allowed is what makes a torch.nn.Module")
+    if isinstance(new, nn.Module) or not callable(new):
+        given = f"a {type(new).__name__}" + (" itself" if isinstance(new, nn.Module) else "")
+        raise TypeError(f"new is {given}; allowed is what makes a torch.nn.Module: a type or so")
 
     places = [
         (name, parent, child_name, child)
@@ -72,7 +72,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Returns:
         Two groups, ``{"params": ..., "weight_decay": ...}``; every parameter is in one of them.
+
+    Raises:
+        TypeError: ``model`` is no module. ValueError: ``weight_decay`` is negative or no number.
     """
+    _check_model(model)
+    if not isinstance(weight_decay, int | float) or not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay!r}; allowed are 0 and more")
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():
@@ -121,6 +127,11 @@ def _timm_layer(inplace: bool = False, **options: Any) -> CRReLU:
 
 
 _REGISTRATIONS = {"transformers": _register_with_transformers, "timm": _register_with_timm}
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:

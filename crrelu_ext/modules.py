@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from crrelu_ext import reference
 from crrelu_ext.functional import crrelu
 
 
@@ -23,6 +26,9 @@ class CRReLU(nn.Module):
         input and output alike, any; ``epsilon`` (num_parameters,).
 
     Leave epsilon out of weight decay: it would be pulled to 0, which is ReLU.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as said.
     """
 
     __constants__ = ("channel_dim", "init", "num_parameters")
@@ -36,8 +42,17 @@ class CRReLU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, number in (("num_parameters", num_parameters), ("channel_dim", channel_dim)):
+            if not isinstance(number, int):
+                raise TypeError(f"{name} is {number!r}; allowed is an int")
         if num_parameters < 1:
             raise ValueError(f"num_parameters is {num_parameters}; allowed are 1 and more")
+        if not isinstance(init, int | float):
+            raise TypeError(f"init is {init!r}; allowed is a float")
+        if not math.isfinite(init):
+            raise ValueError(f"init is {init}; allowed are finite numbers")
+        if dtype not in (None, *reference.DTYPES):
+            raise TypeError(f"dtype is {dtype}; allowed are float32, float64, bfloat16 and float16")
         super().__init__()
         self.num_parameters = num_parameters
         self.init = init

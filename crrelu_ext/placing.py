@@ -18,6 +18,9 @@ OUTSIDE = 0.01
 """The part of the input that may lie beyond the histogram."""
 NARROWEST = 0.25 / BINS_PER_SCALE
 """In scales: a spread within one bin is taken to be this."""
+SMALLEST, SMALLEST_PART = 2.0**-20, 2.0**-10
+"""A scale is at least this, and this part of the location: an input that does not vary would have
+it narrowed without end, until float32 could not tell the bins apart."""
 
 
 class Places:
@@ -65,9 +68,15 @@ class Places:
         part = (inside / (weight + inside).clamp(min=1)).where(measured, 0.0)
         joined = (1 - part) + part * variance + part * (1 - part) * mean**2
         self.location = self.location + self.scale * part * mean
-        self.scale = self.scale * joined.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
+        factor = joined.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
+        self.scale = at_least(self.location, self.scale * factor)
         self.weight = (weight + inside).where(~beyond, 0.0)
         return measured
+
+
+def at_least(location: Tensor, scale: Tensor) -> Tensor:
+    """The scales, no smaller than bins around these locations may be."""
+    return scale.clamp(min=SMALLEST).maximum(SMALLEST_PART * location.abs())
 
 
 def moments(masses: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class Update:
     """Of the scheduler, from 1."""
     entropy_before: float | None
     entropy: float | None
-    """None for a :class:`DynamicCRReLU` of which too little was measured."""
+    """None where too little was measured."""
     location: float
     scale: float
     """Of the input; the mean over channels that have their own."""
@@ -74,7 +74,7 @@ class ActivationScheduler:
 
     Raises:
         ValueError: no such layers, or a number out of range. RuntimeError: no native kernels, which
-        do the measuring. ImportError: no scipy (``pip install crrelu-ext[eafo]``).
+        do the measuring. ImportError: no scipy, which the extra ``eafo`` brings.
     """
 
     def __init__(
@@ -92,12 +92,14 @@ class ActivationScheduler:
         if not native:
             raise RuntimeError(f"only the native kernels measure an activation's input. {problem}")
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
-            if value < least:
-                raise ValueError(f"{name} is {value}; allowed are {least} and more")
-        if not trust > 0 or not (step_size is None or step_size > 0):
-            raise ValueError(f"trust is {trust}, step_size {step_size}; allowed are positive ones")
-        if not 0 <= forgetting <= 1:
-            raise ValueError(f"forgetting is {forgetting}; allowed are 0 to 1")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {least} on")
+        positive = {"trust": trust} | ({} if step_size is None else {"step_size": step_size})
+        for name, number in positive.items():
+            if not _is_number(number) or not number > 0:
+                raise ValueError(f"{name} is {number!r}; allowed are positive numbers")
+        if not _is_number(forgetting) or not 0 <= forgetting <= 1:
+            raise ValueError(f"forgetting is {forgetting!r}; allowed are numbers from 0 to 1")
         self.layers = {
             name: module
             for name, module in model.named_modules()
@@ -174,6 +176,7 @@ class ActivationScheduler:
         return {
             "steps": self.steps,
             **{name: kind.state() for name, kind in self._kinds.items()},
+            "kinds": {name: type(layer).__name__ for name, layer in self.layers.items()},
             "counts": {name: layer.histogram.counts.clone() for name, layer in self.layers.items()},
             "history": {
                 name: [asdict(update) for update in history]
@@ -185,14 +188,21 @@ class ActivationScheduler:
         """Goes on where the scheduler was that gave this state.
 
         Raises:
-            ValueError: that one had other layers; nothing is changed.
+            ValueError: that one had other layers, or it is no such state; nothing is changed.
         """
-        shapes = {name: layer.histogram.counts.shape for name, layer in self.layers.items()}
-        given = {name: counts.shape for name, counts in state["counts"].items()}
-        if list(given.items()) != list(shapes.items()) or not self._kinds.keys() <= state.keys():
+        kinds = {name: type(layer).__name__ for name, layer in self.layers.items()}
+        own = {name: (kinds[name], len(m.histogram.counts)) for name, m in self.layers.items()}
+        needed = {"steps", "kinds", "counts", "history"}
+        if not needed <= state.keys():
             raise ValueError(
-                f"state has layers {list(given)}; allowed are those of the model, {list(shapes)}, "
-                "each of the same kind and with as many channels"
+                f"state has {sorted(state)}; allowed is what state_dict() of an "
+                "ActivationScheduler gave"
+            )
+        given = {name: (state["kinds"][name], len(n)) for name, n in state["counts"].items()}
+        if list(given.items()) != list(own.items()):
+            raise ValueError(
+                f"state has layers, with their kinds and channels, {given}; allowed are those of "
+                f"the model, {own}"
             )
         self.steps = state["steps"]
         for name, kind in self._kinds.items():
@@ -222,8 +232,8 @@ class Tables:
         return {
             name: Update(
                 step=scheduler.steps,
-                entropy_before=outcome.entropy_before[i].item(),
-                entropy=outcome.entropy_after[i].item(),
+                entropy_before=_known(outcome.entropy_before[i]),
+                entropy=_known(outcome.entropy_after[i]),
                 location=self.streams.location[i].item(),
                 scale=self.streams.scale[i].item(),
                 epsilon=None,
@@ -310,6 +320,14 @@ class Placed:
         places = torch.stack([self.places.location, self.places.scale]).split(self.channels, 1)
         for layer, place in zip(self.layers.values(), places, strict=True):
             layer.histogram.place.copy_(place)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _known(entropy: Tensor) -> float | None:
+    return None if entropy.isnan() else entropy.item()
 
 
 def _epsilons(layer: DynamicCRReLU) -> Tensor:

@@ -288,6 +288,8 @@ def test_dtypes_of_the_table() -> None:
         ({"activation": torch.log}, ValueError, "not finite at x = -8"),
         ({"activation": torch.sum}, ValueError, r"made shape \(\) of \(32,\)"),
         ({"activation": lambda x: 3}, TypeError, "returned a int"),
+        ({"activation": "softplus"}, TypeError, "activation is a str; allowed is a callable"),
+        ({"activation": lambda x: x.detach()}, ValueError, "does not depend on its input, as far"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match: str) -> None:

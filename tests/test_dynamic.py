@@ -302,6 +302,27 @@ def test_what_is_not_finite_stays_outside() -> None:
     assert math.isfinite(history[-1].entropy or math.nan)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-9, 1e5, -1e30])
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_an_input_that_does_not_vary(make: Any, value: float) -> None:
+    """As behind a layer that is dead, or not yet trained."""
+    act = make()
+    scheduler = ActivationScheduler(act, every=5, warmup=4, total=10**6, forgetting=0.5)
+    for _ in range(300):
+        assert act(torch.full((2000,), value)).isfinite().all()
+        scheduler.step()
+    (update, *_) = reversed(scheduler.history[""])
+    assert max(2.0**-20, 2.0**-10 * abs(value)) <= 1.01 * update.scale
+    if make is DynamicActivation:
+        assert update.refusal == "the input does not vary"
+    # It finds what comes then.
+    x = value + max(1.0, abs(value) / 4) * torch.randn(2000)
+    for _ in range(200):
+        assert act(x).isfinite().all()
+        scheduler.step()
+    assert act.histogram.place[1] > 0.5 * x.std()
+
+
 def test_what_the_theory_refuses_leaves_the_function() -> None:
     act = DynamicActivation()
     scheduler = ActivationScheduler(act, every=4, warmup=8, total=1000)
@@ -311,6 +332,7 @@ def test_what_the_theory_refuses_leaves_the_function() -> None:
         scheduler.step()  # nothing was measured
     (history,) = scheduler.history.values()
     assert history[0].refusal == "fewer than 100 samples"
+    assert history[0].entropy is None
     assert scheduler.refusals == {"": 1}
     assert history[0].step_size == 0
     assert torch.equal(act.table, table)
@@ -476,11 +498,14 @@ def test_tensorboard() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"every": 0}, "every is 0; allowed are 1 and more"),
-        ({"warmup": 3}, "warmup is 3; allowed are 4 and more"),
-        ({"trust": 0.0}, "trust is 0.0"),
-        ({"step_size": -1.0}, "step_size -1.0"),
-        ({"forgetting": 2}, "forgetting is 2; allowed are 0 to 1"),
+        ({"every": 0}, "every is 0; allowed are whole numbers from 1 on"),
+        ({"total": 1.5}, "total is 1.5; allowed are whole numbers from 1 on"),
+        ({"warmup": 3}, "warmup is 3; allowed are whole numbers from 4 on"),
+        ({"trust": 0.0}, "trust is 0.0; allowed are positive"),
+        ({"trust": "x"}, "trust is 'x'; allowed are positive"),
+        ({"step_size": -1.0}, "step_size is -1.0; allowed are positive"),
+        ({"forgetting": 2}, "forgetting is 2; allowed are numbers from 0 to 1"),
+        ({"forgetting": None}, "forgetting is None; allowed"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
@@ -488,8 +513,9 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
         ActivationScheduler(DynamicActivation(), **arguments)
     with pytest.raises(ValueError, match="model has no DynamicActivation"):
         ActivationScheduler(nn.Sequential(CRReLU()))
-    with pytest.raises(ValueError, match="samples is 0"):
-        DynamicActivation(samples=0)
+    for samples in (0, 1.5):
+        with pytest.raises(ValueError, match=f"samples is {samples}; allowed are 1, 2, 3"):
+            DynamicActivation(samples=samples)  # type: ignore[arg-type]
 
 
 def test_without_native_kernels_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,6 +528,11 @@ def test_a_state_of_other_layers_is_refused() -> None:
     _, scheduler, _ = start()
     other = ActivationScheduler(DynamicActivation())
     with pytest.raises(
-        ValueError, match=r"state has layers \[''\]; allowed are those of the model"
+        ValueError, match=r"state has layers, .*{'': \('DynamicActivation', 1\)}; allowed are those"
     ):
         scheduler.load_state_dict(other.state_dict())
+    of_another_kind = ActivationScheduler(DynamicCRReLU())
+    with pytest.raises(ValueError, match=r"DynamicActivation.* allowed .*DynamicCRReLU"):
+        of_another_kind.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"state has \[\]; allowed is what state_dict\(\)"):
+        scheduler.load_state_dict({})

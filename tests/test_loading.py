@@ -124,3 +124,21 @@ def test_report(package: Path) -> None:
     damaged = run(package, "-m", "crrelu_ext")
     assert damaged.returncode == 1
     assert "was never built" in damaged.stdout
+
+
+def test_the_engine_is_there_for_those_who_ask() -> None:
+    """As an attribute, though it needs scipy and is not imported with the package."""
+    code = (
+        "import sys, crrelu_ext; assert 'scipy' not in sys.modules; "
+        "assert crrelu_ext.eafo.improve and 'scipy' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'crrelu_ext' has no attribute 'nothing'"):
+        crrelu_ext.nothing  # noqa: B018
+
+
+def test_without_scipy_the_engine_says_what_is_missing() -> None:
+    code = "import sys; sys.modules['scipy'] = None; import crrelu_ext; crrelu_ext.eafo"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "crrelu_ext.eafo and ActivationScheduler need scipy" in done.stderr

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,7 @@ def test_replaced_ones_go_where_the_model_is() -> None:
         ((nn.Sequential(nn.GELU()), ()), TypeError, r"old is \(\)"),
         ((nn.Sequential(nn.GELU()), int), TypeError, "old is <class 'int'>"),
         ((nn.GELU(),), ValueError, "model itself is a GELU"),
-        ((nn.Sequential(nn.GELU()), nn.GELU, CRReLU()), TypeError, "new makes|missing|argument"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, CRReLU()), TypeError, "new is a CRReLU itself"),
         ((nn.Sequential(nn.GELU()), nn.GELU, lambda: 3), TypeError, "new makes a int"),
         ((nn.Sequential(nn.GELU()), nn.GELU, 3), TypeError, "new is a int"),
     ],
@@ -79,6 +80,14 @@ def test_bad_replacement(arguments: Any, error: type[Exception], message: str) -
         replace_activation(*arguments)
     if before:
         assert list(arguments[0].modules()) == before
+
+
+def test_bad_parameter_groups() -> None:
+    with pytest.raises(TypeError, match="model is a list; allowed is"):
+        parameter_groups([torch.ones(3)], 0.05)  # type: ignore[arg-type]
+    for weight_decay in (-1, "x", math.nan):
+        with pytest.raises(ValueError, match=f"weight_decay is {weight_decay!r}; allowed are 0"):
+            parameter_groups(nn.Linear(2, 2), weight_decay)  # type: ignore[arg-type]
 
 
 def test_parameter_groups() -> None:

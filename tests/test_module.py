@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,27 @@ def test_num_parameters_out_of_range(num_parameters: int) -> None:
 
 @pytest.mark.parametrize("num_parameters", [1.5, 2.0, "3", None])
 def test_num_parameters_that_is_no_integer(num_parameters: Any) -> None:
-    with pytest.raises(TypeError, match=r"num_parameters|int"):
+    with pytest.raises(TypeError, match=f"num_parameters is {num_parameters!r}; allowed is an int"):
         CRReLU(num_parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"init": math.nan}, ValueError, "init is nan; allowed are finite"),
+        ({"init": "a"}, TypeError, "init is 'a'; allowed is a float"),
+        ({"channel_dim": 1.0}, TypeError, "channel_dim is 1.0; allowed is an int"),
+    ],
+)
+def test_other_bad_arguments(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        CRReLU(**arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 def test_dtype_that_epsilon_cannot_have(dtype: torch.dtype) -> None:
-    with pytest.raises((TypeError, ValueError, RuntimeError)):
-        CRReLU(dtype=dtype)(torch.ones(3))
+    with pytest.raises(TypeError, match=f"dtype is {dtype}; allowed are float32"):
+        CRReLU(dtype=dtype)
 
 
 def test_wrong_number_of_channels_is_an_error_of_the_call() -> None:

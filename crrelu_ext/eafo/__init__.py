@@ -1,7 +1,15 @@
 """EAFO, entropy-based activation function optimization: the theory as an engine.
 
-See docs/theory.md for the mathematics. It needs scipy: ``pip install crrelu-ext[eafo]``.
+See docs/theory.md for the mathematics. It needs scipy, which the extra ``eafo`` brings.
 """
+
+try:
+    import scipy  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "crrelu_ext.eafo and ActivationScheduler need scipy, which is not installed: "
+        "pip install scipy (or this package with its extra, eafo)"
+    ) from error
 
 from crrelu_ext.eafo.activations import ClosedForm, CorrectedActivation
 from crrelu_ext.eafo.densities import HistogramDensity, SampleDensity

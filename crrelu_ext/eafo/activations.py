@@ -55,6 +55,9 @@ def first_derivative(activation: Function, x: Tensor) -> Tensor:
 
 def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:
     """Raises a TypeError or ValueError unless it maps each element of a tensor by itself."""
+    if not callable(activation):
+        given = type(activation).__name__
+        raise TypeError(f"activation is a {given}; allowed is a callable on tensors")
     value = activation(x)
     if not isinstance(value, Tensor):
         raise TypeError(f"activation returned a {type(value).__name__}; allowed is a torch.Tensor")

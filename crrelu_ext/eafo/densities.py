@@ -33,10 +33,11 @@ class SampleDensity:
         samples: any shape and float dtype, at least 100 finite values that differ.
 
     Raises:
-        ValueError: too few samples, some not finite, or all alike.
+        ValueError: too few samples, some not finite, or all alike. TypeError: no tensor.
     """
 
     def __init__(self, samples: Tensor) -> None:
+        _refuse_unless_tensor("samples", samples)
         samples = samples.detach().double().cpu().flatten()
         n = samples.numel()
         if n < FEWEST_SAMPLES:
@@ -60,6 +61,11 @@ class SampleDensity:
     def derivative(self, x: Tensor) -> Tensor:
         """p'(x), from kernels of the wider bandwidth."""
         return smoothed_derivative(x, self.centers, self.masses, self.derivative_bandwidth)
+
+
+def _refuse_unless_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; allowed is a torch.Tensor")
 
 
 def bandwidths(n: _Number, sigma: _Number) -> tuple[_Number, _Number]:
@@ -100,10 +106,12 @@ class HistogramDensity(SampleDensity):
 
     Raises:
         ValueError: shapes that do not fit, edges that do not increase, counts that are negative or
-            not finite, too few samples, or all in one bin.
+            not finite, too few samples, or all in one bin. TypeError: no tensors.
     """
 
     def __init__(self, edges: Tensor, counts: Tensor) -> None:
+        _refuse_unless_tensor("edges", edges)
+        _refuse_unless_tensor("counts", counts)
         edges, counts = (tensor.detach().double().cpu() for tensor in (edges, counts))
         if edges.dim() != 1 or counts.shape != (len(edges) - 1,):
             shapes = f"{tuple(edges.shape)} and {tuple(counts.shape)}"

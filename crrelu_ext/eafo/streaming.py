@@ -23,7 +23,7 @@ from crrelu_ext.eafo.densities import (
     smoothed_log_prob,
 )
 from crrelu_ext.eafo.grid import Grid, Jet, Problems
-from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, moments
+from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, at_least, moments
 
 KNOTS = 257
 STRIDE = 4
@@ -41,7 +41,7 @@ DRIFT = 0.25
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one update did, of each layer; entropies in nats."""
+    """What one update did, of each layer; entropies in nats, NaN of too few samples."""
 
     entropy_before: Tensor
     entropy_after: Tensor
@@ -110,7 +110,7 @@ class Streams:
         old = self._grid()
         spline = old.spline(self.values)
         location = self.location + (self.scale * shift).where(far, 0.0)
-        scale = self.scale * factor.where(far, 1.0)
+        scale = at_least(location, self.scale * factor).where(far, self.scale)
         positions = ((self.location - location) / scale)[:, None] + CENTERS * (self.scale / scale)[
             :, None
         ]
@@ -169,11 +169,12 @@ class Streams:
             f"fewer than {FEWEST_SAMPLES} samples": samples < FEWEST_SAMPLES,
             "too much of the input beyond the histogram": self.outside
             > OUTSIDE * (samples + self.outside),
+            "the input does not vary": moments(self.masses)[1] < BINS_PER_SCALE**-2,
             "the function is not increasing": (problems.f.first <= 0).any(-1),
             "D is not resolved": ~(missed <= UNRESOLVED * largest),
             "the entropy does not fall along D": ~(slope < 0),
         }
-        before = problems.entropy()
+        before = problems.entropy().where(samples >= FEWEST_SAMPLES, torch.nan)
         allowed = ~torch.stack(list(reasons.values())).any(0) & size.isfinite()
         size = size.where(allowed, 0.0)
         moved = problems.moved(direction, size)

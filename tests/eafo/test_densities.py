@@ -133,6 +133,10 @@ def test_what_is_no_density_is_refused() -> None:
         eafo.output_entropy(identity, Normal(torch.zeros(2), torch.ones(2)))
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         eafo.output_entropy(identity, MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    with pytest.raises(TypeError, match="samples is a list; allowed is"):
+        eafo.SampleDensity([1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="counts is a list; allowed is"):
+        eafo.HistogramDensity(torch.arange(3.0), [1.0, 2.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="discrete"):
         eafo.output_entropy(identity, Bernoulli(0.3))
 
