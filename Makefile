@@ -37,7 +37,7 @@ help:
 	@echo 'make gpu OUT=folder  all of the CUDA tests and benchmarks on the GPU that is here, in the'
 	@echo '                     current Python, without a network (9 minutes)'
 	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
-	@echo 'make study           train small models with six activations (15 minutes)'
+	@echo 'make study           train small models with six activations (8 minutes)'
 	@echo 'make study-dynamic   does dynamic EAFO help? Against fixed activations and two controls'
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
@@ -49,6 +49,9 @@ help:
 	@echo 'make sdist-check     of these, the sdist alone'
 	@echo 'make matrix TORCH=x  the tests against another torch, CXX=clang++ for another compiler'
 	@echo 'make clean           remove everything that was built, and .venv'
+	@echo
+	@echo 'Times are without making .venv, the first time, from the package index, and without the'
+	@echo 'build (2 to 3 minutes on 2 cores).'
 	@echo
 	@echo 'TORCH (now $(TORCH)) chooses the version of torch in .venv; MAX_JOBS limits the build.'
 
