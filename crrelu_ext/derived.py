@@ -23,9 +23,10 @@ class DerivedActivation(nn.Module):
 
     Between equally spaced knots it is the cubic with the function's values and slopes there; beyond
     them it goes on along the tangents. A slope of more than three times the rise beside it is cut
-    down to that: so where the knots rise the cubic does (Fritsch and Carlson, SIAM J. Numer. Anal.
-    17, 238). The table is a buffer: it is in the state_dict, it is not trained, and another one may
-    be copied into it, which a compiled model notices without compiling again.
+    down to that, but for an interval where the function turns: so where that rises the cubic does
+    (Fritsch and Carlson, SIAM J. Numer. Anal. 17, 238). The table is a buffer: it is in the
+    state_dict, it is not trained, and another one may be copied into it, which a compiled model
+    notices without compiling again.
 
     Args:
         activation: a callable on float64 tensors, differentiable by autograd; as it comes from
@@ -135,11 +136,15 @@ def tabulate(
 
 
 def monotone_slopes(values: Tensor, slopes: Tensor, width: float) -> Tensor:
-    """The slopes, cut down to three times the smaller of the rises beside them, where those agree.
+    """The slopes, cut down to three times the rise of each interval beside them.
 
-    Where they do not, at a maximum or minimum of the knots, a slope stays what it is.
+    But for an interval where the function turns: the slopes at its ends have different signs, and
+    so have the rises on both sides of it (at the table's ends, the slopes there stand for those).
     """
     rises = values.diff() / width
-    left, right = torch.cat([rises[:1], rises]), torch.cat([rises, rises[-1:]])
-    limit = 3 * torch.minimum(left.abs(), right.abs())
-    return slopes.where(left * right < 0, slopes.clamp(-limit, limit))
+    before, after = torch.cat([slopes[:1], rises[:-1]]), torch.cat([rises[1:], slopes[-1:]])
+    turns = (before * after < 0) & (slopes[:-1] * slopes[1:] < 0)
+    limits = (3 * rises.abs()).masked_fill(turns, torch.inf)
+    none = limits.new_full((1,), torch.inf)
+    limit = torch.minimum(torch.cat([none, limits]), torch.cat([limits, none]))
+    return slopes.clamp(-limit, limit)
