@@ -61,8 +61,8 @@ void count_meta(const at::Tensor& input, const at::Tensor& place, int64_t sample
 /// places of their own, none.
 void count_batched(const at::Tensor& input, const at::Tensor& place, int64_t samples,
                    int64_t channel_dim, at::Tensor& counts) {
-  if (at::functorch::isBatchedTensor(place)) return;
   const auto* batched = at::functorch::maybeGetBatchedImpl(input);
+  if (!batched || at::functorch::isBatchedTensor(place)) return;
   const c10::impl::ExcludeDispatchKeyGuard unwrapped(c10::DispatchKey::FuncTorchBatched);
   count_op().call(batched->value().movedim(batched->bdim(), 0), place, samples,
                   channel_dim < 0 ? channel_dim : channel_dim + 1, counts);
