@@ -75,10 +75,10 @@ def improve(
 
     Raises:
         ValueError: there is no such direction, and why; or ``step_size`` is beyond monotonicity or
-            raises the entropy; or ``steps`` < 1.
+            raises the entropy; or ``steps`` is no whole number from 1 on.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; allowed are 1 and more")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")
     if step_size is not None and not 0 < step_size < float("inf"):
         raise ValueError(f"step_size is {step_size}; allowed are None and positive numbers")
     problem = analyse(activation, density)

@@ -175,8 +175,9 @@ def test_what_is_no_activation_is_refused(
 
 
 def test_arguments_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="steps is 0"):
-        eafo.improve(torch.tanh, NORMAL, steps=0)
+    for steps in (0, 1.5, "x"):
+        with pytest.raises(ValueError, match=f"steps is {steps!r}; allowed are whole numbers"):
+            eafo.improve(torch.tanh, NORMAL, steps=steps)  # type: ignore[arg-type]
     for size in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="step_size is"):
             eafo.improve(torch.tanh, NORMAL, step_size=size)
