@@ -180,16 +180,29 @@ def _value(input: Tensor, epsilon: Tensor, channel_dim: int, place: Tensor | Non
     """CRReLU in the dtype it is computed in, its bump at 0 or at a place."""
     dtype = _dtype_of(input)
     x = input.to(dtype)
-    shape: list[int] = []  # one epsilon as 0-dim, or a 0-dim input would come back as (1,)
+    shape = [1] * x.dim()
     if epsilon.numel() != 1:
-        shape = [1] * input.dim()
         shape[channel_dim] = epsilon.numel()
     u, height = x, epsilon.to(dtype).reshape(shape)
     if place is not None:
         location, scale = place.to(dtype).reshape([2, *shape])
         u, height = (x - location) / scale, height * scale
+    if rows := _rows(x, epsilon):
+        height = height.expand(*x.shape[:rows], *[-1] * (x.dim() - rows))
     near = u.masked_fill(u.abs() > _FAR[dtype], 0)  # NaN stays, also when this is differentiated
     return torch.relu(x) + height * (near * torch.exp(near * near * -0.5))
+
+
+def _rows(x: Tensor, epsilon: Tensor) -> int:
+    """Leading dimensions that epsilon is expanded over before it meets the input.
+
+    Its gradient is then summed within these first. On a GPU Inductor does that in the kernel of
+    the input's gradient, while it cuts a sum over all elements into pieces of its own, for which
+    it mostly reads everything a second time. On a CPU one kernel sums it all.
+    """
+    if x.is_cpu:
+        return 0
+    return min(2 if epsilon.numel() == 1 else 1, max(x.dim() - 1, 0))
 
 
 def check_arguments(
