@@ -193,11 +193,11 @@ def test_timm(name: str, by_name: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype: torch.dtype) -> None:
+def test_autocast(dtype: torch.dtype, device: str) -> None:
     """As F.gelu: whatever comes in goes out; the input's type is not changed."""
-    linear, act = nn.Linear(8, 8), CRReLU(init=-0.3)
-    x = torch.randn(4, 8)
-    with torch.autocast("cpu", dtype):
+    linear, act = nn.Linear(8, 8, device=device), CRReLU(init=-0.3, device=device)
+    x = torch.randn(4, 8, device=device)
+    with torch.autocast(device, dtype):
         hidden = linear(x)
         assert act(hidden).dtype == nn.functional.gelu(hidden).dtype == dtype
         assert act(x).dtype == nn.functional.gelu(x).dtype == torch.float32
@@ -225,16 +225,16 @@ def test_model_in_half_precision() -> None:
     assert model[1].epsilon.grad.dtype == torch.float32
 
 
-def test_grad_scaler() -> None:
+def test_grad_scaler(device: str) -> None:
     """A loss scaled up until it overflows: the step is left out and the scale lowered."""
-    model = nn.Sequential(nn.Linear(8, 8), CRReLU(init=-0.3), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(8, 8), CRReLU(init=-0.3), nn.Linear(8, 1)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    x = torch.randn(4, 8)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**16)
+    x = torch.randn(4, 8, device=device)
     for scale, steps in ((1.0, True), (1e38, False)):
         before = model[1].epsilon.item()
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.float16):
+        with torch.autocast(device, torch.float16):
             loss = model(x).float().square().mean()
         scaler.scale(loss * scale).backward()
         scaler.step(optimizer)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map_only
 
@@ -70,3 +73,37 @@ def test_without_kernels_there_is_one_warning(capfd: pytest.CaptureFixture[str])
 def test_epsilon_on_the_cpu_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="epsilon is on cpu but input is on cuda:0"):
         crrelu_ext.crrelu(Claimed(torch.randn(5)), torch.tensor([0.5]))
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16], ids=str)
+def autocast_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Autocast of CUDA tensors, which torch.autocast itself refuses to begin without a GPU."""
+    was = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", request.param)
+    yield request.param
+    torch.set_autocast_dtype("cuda", was)
+    torch.set_autocast_enabled("cuda", False)
+    torch.clear_autocast_cache()
+
+
+def test_autocast(autocast_dtype: torch.dtype) -> None:
+    """As F.gelu: whatever comes in goes out; the input's type is not changed."""
+    with FakeTensorMode():
+        x, weight, epsilon, epsilons, place, table = (
+            torch.empty(shape, device="cuda")
+            for shape in ((4, 8), (8, 8), (1,), (8,), (2, 1), (3, 9))
+        )
+        hidden = F.linear(x, weight)
+        assert hidden.dtype == autocast_dtype
+        for function in (
+            F.gelu,
+            lambda x: crrelu_ext.crrelu(x, epsilon),
+            lambda x: crrelu_ext.crrelu(x, epsilons),
+            lambda x: crrelu_ext.crrelu_glu(x, x, epsilon),
+            lambda x: crrelu_ext.crrelu_at(x, epsilon, place),
+            lambda x: crrelu_ext.functional.tabulated(x, table),
+            lambda x: torch.ops.crrelu_ext.crrelu_backward(x, x, epsilon, 1, [True, True])[0],
+        ):
+            assert function(hidden).dtype == autocast_dtype
+            assert function(x).dtype == torch.float32
