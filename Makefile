@@ -12,7 +12,7 @@ JOBS := $(or $(MAX_JOBS),$(shell nproc))
 # Of a build in this tree there is one, so one stamp: which environment and which torch it is for.
 BUILT := build/.built-$(notdir $(VENV))-$(TORCH)
 MATRIX := .venv-matrix-$(TORCH)$(if $(filter command environment,$(origin CXX)),-$(notdir $(CXX)))
-CXX_FILES := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc examples tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml build_backend/installed_torch.py $(filter csrc/%,$(CXX_FILES))
 
 CUDA := .venv-cuda
@@ -27,7 +27,7 @@ RECIPES_TORCH := 2.14.1
 STUDY ?= build/study
 STUDY_DYNAMIC ?= build/study-dynamic
 
-.PHONY: help test cuda-check recipes-check gpu study study-dynamic bench bench-quick exhaustive lint format ctest \
+.PHONY: help test cuda-check recipes-check gpu gpu-choices study study-dynamic bench bench-quick exhaustive lint format ctest \
 	ctest-aarch64 sdist-check install-matrix matrix clean
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,7 @@ help:
 	@echo 'make cuda-check      build the CUDA kernels for common GPUs and prove them without one'
 	@echo 'make gpu OUT=folder  all of the CUDA tests and benchmarks on the GPU that is here, in the'
 	@echo '                     current Python, without a network (9 minutes)'
+	@echo 'make gpu-choices     what other choices in the kernels would change on the GPU that is here'
 	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
 	@echo 'make study           train small models with six activations (8 minutes)'
 	@echo 'make study-dynamic   does dynamic EAFO help? Against fixed activations and two controls'
@@ -99,6 +100,10 @@ recipes-check:
 
 gpu:
 	$(PYTHON) benchmarks/gpu/run.py '$(OUT)'
+
+gpu-choices:
+	mkdir -p '$(OUT)'
+	$(PYTHON) benchmarks/gpu/choices.py '$(OUT)/choices.md'
 
 # Stopped at any moment, it goes on where it was.
 study: $(BUILT)

@@ -302,11 +302,11 @@ __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
   forward_batch<F, S>(batch_of<kForwardPacks<F>, S>(runs, run, tile), operands, parameter, output);
 }
 
-/// A block computes some tiles of one run and has one slot. What a thread adds up in one tile is
-/// added in the type computed in, 6 additions behind each other at most; the rest in double.
+/// What a thread adds up over its block's tiles, some of one run's: of one tile in the type
+/// computed in, 6 additions behind each other at most; the rest in double.
 template <class F, class S>
-__global__ void __launch_bounds__(kThreads, kResidentOf<F>)
-    backward_runs(Operands operands, Gradients grads, Sums sums, Runs runs) {
+__device__ __forceinline__ double sum_of_tiles(const Operands& operands, const Gradients& grads,
+                                               const Runs& runs) {
   uint32_t tile = blockIdx.x;
   const uint32_t run = Runs::divide(tile, runs.parts);
   const auto parameter = parameter_of<F, S>(operands, runs.channel(run));
@@ -315,6 +315,14 @@ __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
     total += sum_of_lanes(backward_batch<F, S>(batch_of<kBackwardPacks<F>, S>(runs, run, tile),
                                                operands, parameter, grads, Numbers<S>(0)));
   }
+  return total;
+}
+
+/// A block has one slot.
+template <class F, class S>
+__global__ void __launch_bounds__(kThreads, kResidentOf<F>)
+    backward_runs(Operands operands, Gradients grads, Sums sums, Runs runs) {
+  double total = sum_of_tiles<F, S>(operands, grads, runs);
   if (!sums.wanted()) return;
   total = block_sum(total);
   if (threadIdx.x == 0) sums.set<S>(blockIdx.x, total);

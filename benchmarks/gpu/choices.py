@@ -1,0 +1,192 @@
+"""What the choices made in csrc/cuda cost or gain on the GPU that is here: ``make gpu-choices``.
+
+Compiles the kernels once for each other choice, of a constant or an instruction, and times them
+beside the shipped ones, and the backward pass in one launch beside that in two. Prints a table,
+and writes it to a file where one is named. Needs nvcc and torch, and no build of crrelu_ext.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from measure import Call, Device
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+SHIPPED, ONE_LAUNCH = "as shipped", "one launch"
+CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
+    SHIPPED: (),
+    "2 loads, 4 blocks": (("kLoads = 4;", "kLoads = 2;"), ("kResident = 3;", "kResident = 4;")),
+    "2 loads, 5 blocks": (("kLoads = 4;", "kLoads = 2;"), ("kResident = 3;", "kResident = 5;")),
+    "4 loads, 4 blocks": (("kResident = 3;", "kResident = 4;"),),
+    "8 loads, 2 blocks": (("kLoads = 4;", "kLoads = 8;"), ("kResident = 3;", "kResident = 2;")),
+    "512 threads, 2 blocks": (
+        ("kThreads = 256;", "kThreads = 512;"),
+        ("kResident = 3;", "kResident = 2;"),
+    ),
+    "1 wave": (("kWaves = 4;", "kWaves = 1;"),),
+    "2 waves": (("kWaves = 4;", "kWaves = 2;"),),
+    "8 waves": (("kWaves = 4;", "kWaves = 8;"),),
+    "stores evicted first": (("st.global.v4.u32", "st.global.cs.v4.u32"),),
+}
+"""What is replaced by what; each stands in the sources once."""
+DTYPES = (torch.float32, torch.bfloat16)
+SIZES = (2**14, 2**18, 2**22, 2**26, 2**28)
+
+
+def changed_sources(choice: str, folder: Path) -> Path:
+    """A copy of csrc in which the choice is made."""
+    copy = shutil.copytree(CSRC, folder / "csrc")
+    for old, new in CHOICES[choice]:
+        files = [path for path in copy.glob("cuda/*.cuh") if old in path.read_text()]
+        if len(files) != 1 or files[0].read_text().count(old) != 1:
+            raise ValueError(f"{choice}: {old!r} must stand in csrc/cuda once")
+        files[0].write_text(files[0].read_text().replace(old, new))
+    return copy
+
+
+def build(choice: str, folder: Path, architecture: str) -> Path:
+    """The library of choices.cu, for a GPU of the architecture ("90")."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if not nvcc:
+        raise FileNotFoundError("there is no nvcc, neither on PATH nor in /usr/local/cuda/bin")
+    folder = folder / re.sub(r"\W", "-", choice)
+    library = folder / "choices.so"
+    flags = ["-O3", "-std=c++17", f"-arch=sm_{architecture}", "-shared", "-Xcompiler", "-fPIC"]
+    include = f"-I{changed_sources(choice, folder)}"
+    command = [nvcc, *flags, include, "-o", str(library), str(HERE / "choices.cu")]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return library
+
+
+class Operands(NamedTuple):
+    grad_output: Tensor
+    input: Tensor
+    epsilon: Tensor
+    grad_input: Tensor
+    grad_epsilon: Tensor
+
+
+def operands(dtype: torch.dtype, numel: int) -> Operands:
+    normal = partial(torch.randn, numel, device="cuda", dtype=dtype)
+    epsilon = torch.full((1,), 0.01, device="cuda")
+    x = normal()
+    return Operands(normal(), x, epsilon, torch.empty_like(x), torch.empty_like(epsilon))
+
+
+class Kernels:
+    """The functions of a library, on the current stream."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.choices_slots.restype = ctypes.c_int64
+        self._multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+
+    def forward(self, o: Operands) -> None:
+        self._call("forward", o.input, o.input, o.epsilon, o.grad_input)
+
+    def backward(self, o: Operands, done: Tensor | None = None) -> Tensor:
+        """Returns the slots, which a graph must keep."""
+        is_float, numel = o.input.dtype == torch.float32, ctypes.c_int64(o.input.numel())
+        count = self._library.choices_slots(is_float, numel, self._multiprocessors)
+        slots = torch.empty(max(count, 1), dtype=torch.float64, device="cuda")
+        # Where one block needs no slots, nothing is to be added up either.
+        self._call("backward", o.input, *o, slots, done if count else None)
+        return slots
+
+    def _call(self, name: str, like: Tensor, *tensors: Tensor | None) -> None:
+        getattr(self._library, f"choices_{name}")(
+            like.dtype == torch.float32,
+            ctypes.c_int64(like.numel()),
+            self._multiprocessors,
+            ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+            *(
+                ctypes.c_void_p(tensor.data_ptr() if tensor is not None else 0)
+                for tensor in tensors
+            ),
+        )
+
+
+def measure(libraries: dict[str, Path]) -> list[list[str]]:
+    """Rows of a table: what is timed, microseconds as shipped, each choice's time over that."""
+    device = Device(dry_run=False)
+    kernels = {choice: Kernels(library) for choice, library in libraries.items()}
+    rows = []
+    for dtype, numel in product(DTYPES, SIZES):
+        count = max(1, min(64, device.cold_bytes // (3 * numel * dtype.itemsize) + 1))
+        sets = [operands(dtype, numel) for _ in range(count)]
+        counters = [torch.zeros(1, dtype=torch.int32, device="cuda") for _ in sets]
+        calls: dict[tuple[str, str], list[Call]] = {}
+        for choice, kernel in kernels.items():
+            calls["forward", choice] = [partial(kernel.forward, o) for o in sets]
+            calls["backward", choice] = [partial(kernel.backward, o) for o in sets]
+        calls["backward", ONE_LAUNCH] = [
+            partial(kernels[SHIPPED].backward, o, done)
+            for o, done in zip(sets, counters, strict=True)
+        ]
+        compare(kernels[SHIPPED], sets[0], counters[0])
+        times = {what: median(device.time(same, rounds=30)) for what, same in calls.items()}
+        for operation in ("forward", "backward"):
+            shipped = times[operation, SHIPPED]
+            cells = [
+                operation,
+                str(dtype).removeprefix("torch."),
+                str(numel),
+                f"{1e6 * shipped:.2f}",
+            ]
+            for choice in (*libraries, ONE_LAUNCH):
+                if choice != SHIPPED:
+                    time = times.get((operation, choice))
+                    cells.append(f"{time / shipped:.3f}" if time else "")
+            rows.append(cells)
+    return rows
+
+
+def compare(kernels: Kernels, o: Operands, done: Tensor) -> None:
+    """Raises an error unless one launch and two give the same sum, within rounding."""
+    sums = []
+    for counter in (None, done, done):
+        o.grad_epsilon.zero_()
+        kernels.backward(o, counter)
+        sums.append(o.grad_epsilon.item())
+    if done.item() or max(sums) - min(sums) > 1e-6 * o.input.numel():
+        raise RuntimeError(f"one launch and two disagree: {sums}, the counter is {done.item()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", help="also write the table here")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(f"There is no GPU that torch {torch.__version__} can use.")
+    architecture = "".join(map(str, torch.cuda.get_device_capability()))
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
+        compile_choice = partial(build, folder=Path(scratch), architecture=architecture)
+        libraries = dict(zip(CHOICES, pool.map(compile_choice, CHOICES), strict=True))
+        rows = measure(libraries)
+    others = [*(choice for choice in CHOICES if choice != SHIPPED), ONE_LAUNCH]
+    header = ["", "dtype", "elements", "µs as shipped", *others]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    name = torch.cuda.get_device_name()
+    text = "\n".join([f"{name}, torch {torch.__version__}: time over that as shipped.", "", *lines])
+    print(text)
+    if arguments.file:
+        arguments.file.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
