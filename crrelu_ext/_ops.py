@@ -44,7 +44,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
     if not _config:
         return None, f"{_PACKAGE} was never built, and Python imports it before any installed copy"
     if not _config["native"]:
-        return None, "it was installed without native code (CRRELU_EXT_NO_NATIVE=1)"
+        why = "CRRELU_EXT_NO_NATIVE=1, or a failed build"
+        return None, f"it was installed without native code ({why})"
     if _config["torch"] != torch.__version__:
         built = _config["torch"]
         return None, f"it was built against torch {built}, but torch {torch.__version__} is running"

@@ -66,7 +66,15 @@ def build(choice: str, folder: Path, architecture: str) -> Path:
         raise FileNotFoundError("there is no nvcc, neither on PATH nor in /usr/local/cuda/bin")
     folder = folder / re.sub(r"\W", "-", choice)
     library = folder / "choices.so"
-    flags = ["-O3", "-std=c++17", f"-arch=sm_{architecture}", "-shared", "-Xcompiler", "-fPIC"]
+    flags = [
+        "-O3",
+        "-fmad=false",
+        "-std=c++17",
+        f"-arch=sm_{architecture}",
+        "-shared",
+        "-Xcompiler",
+        "-fPIC",
+    ]
     include = f"-I{changed_sources(choice, folder)}"
     command = [nvcc, *flags, include, "-o", str(library), str(HERE / "choices.cu")]
     subprocess.run(command, check=True, capture_output=True, text=True)

@@ -169,6 +169,14 @@ class Loops {
     }
   }
 
+  /// Asks for the input a page ahead, where the processor's own prefetching does not reach. Past
+  /// the caches that is what a copy is ahead of the arithmetic; with more to read it is in the way.
+  static CRRELU_INLINE void prefetch(const Sources& inputs, int64_t i) {
+    const auto* ahead = reinterpret_cast<const char*>(inputs.p[0] + i) + 4096;
+    for (int line = 0; line < Wide::kLanes * static_cast<int>(sizeof(S)); line += 64)
+      __builtin_prefetch(ahead + line);
+  }
+
   template <class Access>
   static void forward_run(const Sources inputs, const void* const* numbers, S* y, int64_t numel,
                           Access access) {
@@ -176,6 +184,7 @@ class Loops {
     const auto parameter = shared<V>(numbers);
     int64_t i = 0;
     for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
+      if constexpr (std::is_same_v<Access, Streamed> && kInputs == 1) prefetch(inputs, i);
       forward_at<Wide>(i, inputs, wide_parameter, y, access);
     }
     for (; i < numel; i += V::kLanes) {
