@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,9 +95,16 @@ def compare_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
 
 def from_model_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
     model = load_model(arguments.model)
-    batch = torch.load(arguments.batch, weights_only=True)
+    try:
+        batch = torch.load(arguments.batch, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"batch {arguments.batch} is not what torch.save writes: {error}") from None
     with console.status("measuring"):
-        layers = from_model(model, batch, steps=arguments.steps)
+        try:
+            layers = from_model(model, batch, steps=arguments.steps)
+        except (TypeError, AttributeError, RuntimeError) as error:  # the model's own
+            given = type(batch).__name__
+            raise ValueError(f"model(batch) failed on the batch, a {given}: {error}") from error
     table = table_of(
         *("layer", "activation", "negentropy", "H", "H improved"),
         title=arguments.model,

@@ -102,6 +102,11 @@ def test_from_model_command(
     assert "6: activation is flat" in output
     assert (tmp_path / "layers.png").read_bytes().startswith(PNG)
     assert main([*command_line, str(tmp_path / "missing.pt")]) == 1
+    torch.save((torch.randn(100, 4), torch.zeros(100)), tmp_path / "pair.pt")
+    (tmp_path / "text.pt").write_text("no tensor")
+    for name, complaint in (("pair", "a tuple"), ("text", "not what torch.save writes")):
+        assert main([*command_line, str(tmp_path / f"{name}.pt")]) == 1
+        assert complaint in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("checks", [True, False])
