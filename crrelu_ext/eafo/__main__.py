@@ -98,7 +98,9 @@ def from_model_command(arguments: argparse.Namespace) -> tuple[Table, str, Figur
     try:
         batch = torch.load(arguments.batch, weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"batch {arguments.batch} is not what torch.save writes: {error}") from None
+        raise ValueError(
+            f"batch {arguments.batch} is not what torch.save writes: {error}"
+        ) from None
     with console.status("measuring"):
         try:
             layers = from_model(model, batch, steps=arguments.steps)
