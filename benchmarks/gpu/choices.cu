@@ -63,19 +63,22 @@ int64_t choices_slots(int is_float, int64_t numel, int multiprocessors) {
   return slots({1, 1, numel}, multiprocessors);
 }
 
-void choices_forward(int is_float, int64_t numel, int multiprocessors, CUstream_st* stream,
-                     const void* input, const float* epsilon, void* output) {
+/// Returns CUDA's error, as the next one does.
+int choices_forward(int is_float, int64_t numel, int multiprocessors, CUstream_st* stream,
+                    const void* input, const float* epsilon, void* output) {
   const auto forward = is_float ? Launches<crrelu::CRReLU, float>::forward
                                 : Launches<crrelu::CRReLU, BFloat16>::forward;
   forward({multiprocessors, stream}, operands_of(input, epsilon, numel), output);
+  return cudaGetLastError();
 }
 
 /// In one launch where there is a counter, of one number that is 0.
-void choices_backward(int is_float, int64_t numel, int multiprocessors, CUstream_st* stream,
-                      const void* grad_output, const void* input, const float* epsilon,
-                      void* grad_input, float* grad_epsilon, double* slots, unsigned* done) {
+int choices_backward(int is_float, int64_t numel, int multiprocessors, CUstream_st* stream,
+                     const void* grad_output, const void* input, const float* epsilon,
+                     void* grad_input, float* grad_epsilon, double* slots, unsigned* done) {
   const auto function = is_float ? backward<float> : backward<BFloat16>;
   function({multiprocessors, stream}, operands_of(input, epsilon, numel), grad_output, grad_input,
            grad_epsilon, slots, done);
+  return cudaGetLastError();
 }
 }

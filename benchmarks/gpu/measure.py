@@ -10,19 +10,19 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from device import Call, Device
 from models import ACTIVATIONS, MODELS, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
 import crrelu_ext
 
-Call = Callable[[], object]
 DTYPES = ("float32", "bfloat16", "float16")
 SIZES = tuple(2**k for k in (26, 12, 28, 30, 16, 20, 24))
 """In the order of what matters, should the time not suffice."""
@@ -39,8 +39,9 @@ def composed(input: Tensor, epsilon: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over `rounds`: of a call on the device, from cold caches, and, for what is small, of
-    an eager call as the host sees it."""
+    """Medians over `rounds`: of a call on the device, and, for what is small, of an eager call as
+    the host sees it. Caches are cold, but below some 2^18 elements, where 64 sets of operands do
+    not fill them."""
 
     operation: str
     dtype: str
@@ -51,77 +52,6 @@ class Timing:
     rounds: int
     eager_seconds: float | None
     peak_bytes: int
-
-
-class Device:
-    """How calls are timed; on the CPU, where it is a dry run."""
-
-    def __init__(self, dry_run: bool) -> None:
-        self.dry_run = dry_run
-        self.name = "cpu" if dry_run else "cuda"
-        l2 = 0 if dry_run else torch.cuda.get_device_properties(0).L2_cache_size
-        self.cold_bytes = 4 * l2
-
-    def time(self, calls: list[Call], rounds: int) -> list[float]:
-        """Seconds for one of the calls, for each round.
-
-        The calls have operands of their own, more than the caches keep, and are captured in one
-        graph: no launch of the host's is in the figure. What they return is kept, so that no call
-        writes where the one before it wrote.
-        """
-        for call in calls[:2]:
-            call()
-        if self.dry_run:
-            return [self._on_cpu(calls) for _ in range(rounds)]
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = [call() for call in calls]
-        graph.replay()
-        seconds = []
-        for _ in range(rounds):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            seconds.append(begin.elapsed_time(end) / 1e3 / len(calls))
-        del kept
-        return seconds
-
-    def time_eager(self, call: Call) -> float:
-        """Seconds that a call takes the host, when it is called again and again."""
-        count = 10 if self.dry_run else 1000
-        for _ in range(count // 10):
-            call()
-        self.synchronize()
-        begin = time.perf_counter()
-        for _ in range(count):
-            call()
-        self.synchronize()
-        return (time.perf_counter() - begin) / count
-
-    def peak_bytes(self, call: Call) -> int:
-        """Memory that a call takes beside its operands."""
-        if self.dry_run:
-            return 0
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    def synchronize(self) -> None:
-        if not self.dry_run:
-            torch.cuda.synchronize()
-
-    @staticmethod
-    def _on_cpu(calls: list[Call]) -> float:
-        begin = time.perf_counter()
-        for call in calls:
-            call()
-        return (time.perf_counter() - begin) / len(calls)
 
 
 @dataclass(frozen=True)
@@ -189,14 +119,41 @@ def operands(device: Device, dtype: str, numel: int) -> Operands:
     return Operands(x, normal(), torch.empty_like(x), epsilons[:1], epsilons, place)
 
 
-def measure_kernels(device: Device, deadline: float) -> tuple[list[Timing], list[str]]:
-    """Also what was left out, and why."""
-    timings, left_out = [], []
+@dataclass(frozen=True)
+class Step:
+    """Training steps of one model: seconds of each of the alternating runs, by activation."""
+
+    model: str
+    mode: str
+    seconds: dict[str, list[float]]
+
+
+@dataclass
+class Figures:
+    """All that is measured; written whenever there is more, since a run may be stopped."""
+
+    file: Path
+    timings: list[Timing] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        timings = sorted(self.timings, key=lambda t: (t.dtype, t.numel))
+        found = {
+            "streams": STREAMS,
+            "timings": [asdict(timing) for timing in timings],
+            "steps": [asdict(step) for step in self.steps],
+            "left out": self.left_out,
+        }
+        self.file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure_kernels(device: Device, deadline: float, figures: Figures) -> None:
     sizes = (2**12, 2**14) if device.dry_run else SIZES
     for numel in sizes:
         for dtype in DTYPES:
             if time.monotonic() > deadline:
-                left_out.append(f"{dtype}, {numel} elements: no time")
+                figures.left_out.append(f"{dtype}, {numel} elements: no time")
                 continue
             nbytes = 3 * numel * getattr(torch, dtype).itemsize
             sets = max(1, min(64, device.cold_bytes // nbytes + 1))
@@ -212,10 +169,10 @@ def measure_kernels(device: Device, deadline: float) -> tuple[list[Timing], list
                     eager = device.time_eager(call) if numel <= 2**16 else None
                     peak = device.peak_bytes(call)
                 except RuntimeError as error:  # a rival that cannot be captured, or lacks memory
-                    left_out.append(f"{operation}, {dtype}, {numel}, {name}: {error}")
+                    figures.left_out.append(f"{operation}, {dtype}, {numel}, {name}: {error}")
                     continue
                 spread = (max(seconds) - min(seconds)) / median(seconds)
-                timings.append(
+                figures.timings.append(
                     Timing(
                         operation, dtype, numel, name, median(seconds), spread, rounds, eager, peak
                     )
@@ -223,25 +180,15 @@ def measure_kernels(device: Device, deadline: float) -> tuple[list[Timing], list
             del rotating, by_set
             if not device.dry_run:
                 torch.cuda.empty_cache()
-    return sorted(timings, key=lambda t: (t.dtype, t.numel)), left_out
+            figures.write()
 
 
-@dataclass(frozen=True)
-class Step:
-    """Training steps of one model: seconds of each of the alternating runs, by activation."""
-
-    model: str
-    mode: str
-    seconds: dict[str, list[float]]
-
-
-def measure_models(device: Device, deadline: float) -> tuple[list[Step], list[str]]:
-    steps, left_out = [], []
+def measure_models(device: Device, deadline: float, figures: Figures) -> None:
     runs, each = (2, 1) if device.dry_run else (20, 5)
-    for model in MODELS:
-        for mode in ("eager",) if device.dry_run else ("eager", "compiled"):
+    for mode in ("eager",) if device.dry_run else ("eager", "compiled"):
+        for model in MODELS:
             if time.monotonic() > deadline:
-                left_out.append(f"{model}, {mode}: no time")
+                figures.left_out.append(f"{model}, {mode}: no time")
                 continue
             torch.compiler.reset()
             by_name = {
@@ -260,8 +207,8 @@ def measure_models(device: Device, deadline: float) -> tuple[list[Step], list[st
                         step()
                     device.synchronize()
                     seconds[name].append((time.perf_counter() - begin) / each)
-            steps.append(Step(model, mode, seconds))
-    return steps, left_out
+            figures.steps.append(Step(model, mode, seconds))
+            figures.write()
 
 
 def main() -> None:
@@ -271,15 +218,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     device, begin = Device(arguments.dry_run), time.monotonic()
-    steps, no_steps = measure_models(device, begin + 0.5 * arguments.seconds)
-    timings, no_timings = measure_kernels(device, begin + arguments.seconds)
-    figures = {
-        "streams": STREAMS,
-        "timings": [asdict(timing) for timing in timings],
-        "steps": [asdict(step) for step in steps],
-        "left out": no_steps + no_timings,
-    }
-    arguments.file.write_text(json.dumps(figures, indent=1) + "\n")
+    figures = Figures(arguments.file)
+    measure_models(device, begin + 0.5 * arguments.seconds, figures)
+    measure_kernels(device, begin + arguments.seconds, figures)
 
 
 if __name__ == "__main__":
