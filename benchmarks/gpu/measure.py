@@ -184,7 +184,7 @@ def measure_kernels(device: Device, deadline: float, figures: Figures) -> None:
 
 
 def measure_models(device: Device, deadline: float, figures: Figures) -> None:
-    runs, each = (2, 1) if device.dry_run else (20, 5)
+    runs, each = (2, 1) if device.dry_run else (20, 3)
     for mode in ("eager",) if device.dry_run else ("eager", "compiled"):
         for model in MODELS:
             if time.monotonic() > deadline:
@@ -219,7 +219,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, begin = Device(arguments.dry_run), time.monotonic()
     figures = Figures(arguments.file)
-    measure_models(device, begin + 0.5 * arguments.seconds, figures)
+    measure_models(device, begin + 0.55 * arguments.seconds, figures)
     measure_kernels(device, begin + arguments.seconds, figures)
 
 

@@ -17,7 +17,7 @@ Seconds = dict[tuple[str, str, int, str], float]
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LARGE = 2**26
 """The targets of throughput hold from here on."""
-MODELS = ("ViT-Tiny", "GPT-2 small")
+MODELS = ("ViT-Tiny", "GPT-2 small", "ViT-Tiny, CIFAR")
 
 
 def numel_name(numel: int) -> str:

@@ -148,8 +148,8 @@ def measure(run: Run, dry_run: bool) -> None:
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run.do("device tests", [*pytest, "tests/cuda/test_device.py"], 120)
     results = run.folder / "results.json"
-    command = [python, str(HERE / "measure.py"), str(results), "--seconds", "150"]
-    run.do("benchmark", command + ["--dry-run"] * dry_run, 210)
+    command = [python, str(HERE / "measure.py"), str(results), "--seconds", "190"]
+    run.do("benchmark", command + ["--dry-run"] * dry_run, 250)
 
     ignored = tests_without_their_modules()
     run.left_out += [f"{tests}: {module} is not here" for tests, module in ignored.items()]
