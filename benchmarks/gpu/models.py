@@ -38,7 +38,7 @@ MODELS = {
     "GPT-2 small, one MLP block": Shape(8, 1024, 768, 0, 12, causal=True, outputs=0),
     "ViT-Tiny, CIFAR": Shape(256, 65, 192, 12, 3, causal=False, outputs=100),
 }
-"""In the order of what matters, should the time not suffice. CIFAR's 32 pixels are 8 by 8 patches."""
+"""In the order of what matters, should the time not suffice. CIFAR: 8 by 8 patches."""
 
 
 def mlp(width: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
