@@ -221,6 +221,7 @@ def main() -> None:
     figures = Figures(arguments.file)
     measure_models(device, begin + 0.55 * arguments.seconds, figures)
     measure_kernels(device, begin + arguments.seconds, figures)
+    figures.write()  # also what was left out at the end
 
 
 if __name__ == "__main__":
