@@ -51,12 +51,13 @@ class ActivationScheduler:
     ``step()`` stands beside the optimizer's. In the warm-up the histograms find, four times, where
     each layer's input lies. Then, every so many steps, each :class:`DynamicCRReLU` takes the
     location and scale of its input; and the f of each :class:`DynamicActivation` goes to f + C D,
-    where D is the theory's correction for the density measured since, with exponential forgetting.
-    C is at most a tenth of what would end the increase of f, at most ``step_size``, and such that f
-    changes nowhere by more than ``trust`` times the input's scale; ``trust`` goes down to zero
-    along a line over ``total`` steps. Where the theory refuses, or the measured entropy does not
-    fall, the function stays, and the history says why. Under torch.distributed the counts are added
-    up over all ranks, so that all derive the same functions.
+    where D is the theory's correction for the density measured since, with exponential forgetting,
+    projected on eight Hermite functions; or to the nearest function whose slope is nowhere less
+    than a fifth of that at the start. C is at most ``step_size``, and such that f changes nowhere
+    by more than ``trust`` times the input's scale; ``trust`` goes down to zero along a line over
+    ``total`` steps. Where the theory refuses, or the measured entropy does not fall, the function
+    stays, and the history says why. Under torch.distributed the counts are added up over all ranks,
+    so that all derive the same functions.
 
     Args:
         model: holds the dynamic layers, at least one.

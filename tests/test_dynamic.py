@@ -217,9 +217,17 @@ def test_checkpointed_elements_are_counted_once(make: Any, how: str) -> None:
         assert act.histogram.counts.sum() == 50 * number
 
 
-def test_the_static_engine_derives_the_same() -> None:
-    """N updates on a density that stays as it is, beside N steps of the engine."""
-    density, step_size, steps = Normal(0.4, 1.7), 0.02, 5
+@pytest.mark.parametrize(
+    ("step_size", "functions", "moves"), [(0.02, None, 5e-3), (0.02, 8, 5e-3), (0.2, 8, 5e-2)]
+)
+def test_the_static_engine_derives_the_same(
+    step_size: float, functions: int | None, moves: float
+) -> None:
+    """N updates on a density that stays as it is, beside N steps of the engine.
+
+    Along D itself while these are small; among the same functions while they are large, too.
+    """
+    density, steps = Normal(0.4, 1.7), 5
     stream = Streams([lambda x, scale: F.softplus(x)])
     x = quantiles(density)
     for _ in range(3):
@@ -235,10 +243,27 @@ def test_the_static_engine_derives_the_same() -> None:
     points = torch.linspace(0.4 - 5 * 1.7, 0.4 + 5 * 1.7, 1001, dtype=torch.float64)
     derived = tabulated(points, stream.tables(256)[0])
     for source in (density, eafo.HistogramDensity(edges, stream.masses[0])):
-        engine = eafo.improve(F.softplus, source, steps=steps, step_size=step_size)
+        engine = eafo.improve(
+            F.softplus, source, steps=steps, step_size=step_size, functions=functions
+        )
         assert len(engine.steps) == steps
         assert (derived - engine.activation(points)).abs().max() < 1e-3 * 1.7
-        assert (engine.activation(points) - F.softplus(points)).abs().max() > 5e-3 * 1.7
+        assert (engine.activation(points) - F.softplus(points)).abs().max() > moves * 1.7
+
+
+def test_it_does_not_stop_by_itself() -> None:
+    """Every one of many updates is a step down, and keeps the slope above a part of the first."""
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=2, warmup=8, total=400, trust=0.02)
+    train(scheduler, {act: Normal(0.3, 1.0)}, 398)
+    (history,) = scheduler.history.values()
+    assert len(history) == 195
+    assert all(falls(update) for update in history)
+    assert history[0].entropy_before - history[-1].entropy > 0.3  # type: ignore[operator]
+    x = torch.linspace(-4, 4, 400, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(act.start(x, act.histogram.place[1].double()).sum(), x)
+    (last,) = torch.autograd.grad(act.double()(x).sum(), x)
+    assert 0.15 < (last / first).min() < 0.3  # 0.2, but for the table's interpolation
 
 
 def test_it_finds_its_input_and_lowers_the_entropy() -> None:

@@ -48,6 +48,7 @@ def improve_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
             steps=arguments.steps,
             step_size=arguments.step_size,
             fixed_variance=arguments.fixed_variance,
+            functions=arguments.functions,
         )
     table = table_of(
         *("step", "C", "slope", "H before", "H after", "margin", "tail", "error"),
@@ -166,6 +167,8 @@ def parser() -> argparse.ArgumentParser:
     add_steps(improve)
     improve.add_argument("--step-size", type=float, metavar="C", help="default: half the bound")
     improve.add_argument("--fixed-variance", action="store_true", help="gain nothing by scale")
+    help = "keep to so many smooth functions, with which many steps can be taken"
+    improve.add_argument("--functions", type=int, metavar="N", help=help)
 
     worst = command("worst", worst_command, "the activation with the largest entropy")
     add_density(worst)

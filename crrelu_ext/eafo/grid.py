@@ -102,13 +102,14 @@ class Grid:
         return spacing.repeat_interleave(self.knots, -1)
 
     @functools.cached_property
-    def _weights(self) -> Tensor:
+    def weights(self) -> Tensor:
+        """Of the values in an integral over x, (problems, knots)."""
         weights = (_integration_weights(self.knots) * self._grading).repeat(self.pieces)
         return weights * self._spacing / self._dt_dx
 
     def integral(self, values: Tensor) -> Tensor:
         """The integrals over x, (problems,)."""
-        return (self._weights * values).sum(-1)
+        return (self.weights * values).sum(-1)
 
     def running_integral(self, values: Tensor) -> Tensor:
         """At every knot the integral over x from the first knot, (problems, knots)."""
@@ -163,14 +164,11 @@ class Problems:
 
     Args:
         log_p: the logarithm of the densities.
-        dp: p', which need not be the derivative of p: one that is estimated from a sample has a
-            bandwidth of its own.
         f: the activations.
     """
 
     grid: Grid
     log_p: Tensor
-    dp: Tensor
     f: Jet
 
     @functools.cached_property
@@ -191,15 +189,20 @@ class Problems:
         mean = self.grid.integral(self.p * self.f.value)[:, None]
         return mean, self.grid.integral(self.p * (self.f.value - mean) ** 2)[:, None]
 
-    def correction(self) -> Tensor:
-        """D = ±(p' - p f''/f'), the direction in which H falls; - where f decreases."""
-        return self.f.first.sign() * (self.dp - self.p * self.f.second / self.f.first)
+    def correction(self, dp: Tensor) -> Tensor:
+        """D = ±(p' - p f''/f'), the direction in which H falls; - where f decreases.
 
-    def scale_free_correction(self) -> Tensor:
+        Args:
+            dp: p', which need not be the derivative of p: one that is estimated from a sample has
+                a bandwidth of its own.
+        """
+        return self.f.first.sign() * (dp - self.p * self.f.second / self.f.first)
+
+    def scale_free_correction(self, dp: Tensor) -> Tensor:
         """D + |f'| p (z - mean)/var, the direction in which H - ½ log var falls."""
         mean, variance = self.mean_and_variance()
         pull = self.f.first.abs() * self.p * (self.f.value - mean) / variance
-        return self.correction() + pull
+        return self.correction(dp) + pull
 
     def slope(self, direction: Jet) -> Tensor:
         """dH/dC of f + C · direction at C = 0, E[direction'/f'], (problems,)."""
@@ -210,16 +213,9 @@ class Problems:
         return 1 / (-direction.first / self.f.first).amax(-1).clamp(min=0)
 
     def moved(self, direction: Jet, step_size: Tensor) -> Problems:
-        """The same with f + C · direction; step_size is (problems,)."""
-        return Problems(self.grid, self.log_p, self.dp, self.f + direction * step_size[:, None])
+        """The same with f + C · direction; step_size is (problems,).
 
-    def descend(self, fraction: float = 0.5) -> tuple[Problems, Tensor]:
-        """A step down, and its sizes C: this fraction of the bound.
-
-        H(f + C D) = H + E[log(1 + C D'/f')] is concave in C, so it falls for every C up to the
+        H(f + C δ) = H + E[log(1 + C δ'/f')] is concave in C, so it falls for every C up to the
         bound if it falls at all.
         """
-        direction = self.grid.jet(self.grid.spline(self.correction()))
-        step_size = fraction * self.bound(direction)
-        step_size = step_size.where((self.slope(direction) < 0) & step_size.isfinite(), 0.0)
-        return self.moved(direction, step_size), step_size
+        return Problems(self.grid, self.log_p, self.f + direction * step_size[:, None])

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from scipy.interpolate import BSpline
 
-from crrelu_ext.eafo.activations import CorrectedActivation, Function
+from crrelu_ext.eafo.activations import CorrectedActivation, Function, first_derivative
 from crrelu_ext.eafo.densities import DensityLike
-from crrelu_ext.eafo.problem import RESOLVED, Problem, analyse
+from crrelu_ext.eafo.problem import RESOLVED, Problem, analyse, inside
+from crrelu_ext.eafo.span import FLOOR, MOST, Span
 
 STATIONARY = 1e-8
 """Where even the largest step would lower the entropy by less, in nats, the descent ends."""
@@ -57,6 +58,7 @@ def improve(
     steps: int = 1,
     step_size: float | None = None,
     fixed_variance: bool = False,
+    functions: int | None = None,
 ) -> Improvement:
     """Lowers the entropy of f(X) by steps f + C D, with D the correction.
 
@@ -72,24 +74,34 @@ def improve(
         step_size: C of every step; None takes half of what monotonicity allows.
         fixed_variance: descend on H - ½ log var, and rescale each function to the mean and variance
             of the given one, so that nothing is won by mere scale.
+        functions: project D on so many Hermite functions, and keep f' above a fifth of what it was
+            at the start: many such steps can be taken, and D may jump. None takes D itself. Of a
+            monotone activation.
 
     Raises:
         ValueError: there is no such direction, and why; or ``step_size`` is beyond monotonicity or
-            raises the entropy; or ``steps`` is no whole number from 1 on.
+            raises the entropy; or ``steps`` or ``functions`` is not a whole number in its range.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")
+    if functions is not None and (not isinstance(functions, int) or not 0 < functions <= MOST):
+        raise ValueError(f"functions is {functions!r}; allowed are None and 1 to {MOST}")
     if step_size is not None and not 0 < step_size < float("inf"):
         raise ValueError(f"step_size is {step_size}; allowed are None and positive numbers")
     problem = analyse(activation, density)
     if fixed_variance and problem.variance == math.inf:
         raise ValueError("fixed_variance: the output's variance is infinite, or not resolved")
+    if functions is not None and not problem.monotone:
+        fold = problem.folds[0].item()
+        raise ValueError(
+            f"activation turns at x = {fold:.6g}; allowed with functions are monotone ones"
+        )
     place = _Place(problem, activation, 1.0, None)
     done: list[Step] = []
     stopped = None
     while len(done) < steps and not stopped:
         try:
-            taken = _descend(place, step_size, fixed_variance)
+            taken = _descend(place, step_size, fixed_variance, functions)
         except ValueError as error:
             if not done:
                 raise
@@ -128,32 +140,57 @@ class _Place:
         coefficients = factor * coefficients + (mean - factor * new_mean).item()
         return self._at(factor * self.gain, BSpline(direction.t, coefficients, direction.k))
 
+    def smooth(
+        self, functions: int, step_size: float | None, scale_free: bool
+    ) -> tuple[BSpline, float]:
+        """D's projection and a step's C; or, where C times that would bring f' too low, the nearest
+        direction with which it does not.
+
+        Args:
+            step_size: C; None for half of what monotonicity allows of the projection.
+        """
+        core, grid = self.problem.core, self.problem.grid
+        span = Span(core, functions, scale_free)
+        if not span.resolved.all():
+            raise ValueError(f"functions is {functions}: so many are not told apart, take fewer")
+        if step_size is None:
+            bound = self.problem.bound(span.jet(span.downwards))
+            step_size = bound / 2 if bound < math.inf else 1.0
+        floor = FLOOR * (self.gain * first_derivative(self.base, inside(grid))).abs()
+        nearest = span.nearest(step_size * span.downwards, floor[None])
+        return grid.spline(span.jet(nearest).value / step_size), step_size
+
     def _at(self, gain: float, correction: BSpline) -> _Place:
         activation = CorrectedActivation(self.base, gain, self.problem.grid, correction)
         return _Place(replace(self.problem, activation=activation), self.base, gain, correction)
 
 
 def _descend(
-    place: _Place, step_size: float | None, fixed_variance: bool
+    place: _Place, step_size: float | None, fixed_variance: bool, functions: int | None
 ) -> tuple[_Place, Step] | None:
     """One step with backtracking; None where there is nothing to gain."""
-    problem = place.problem
-    spline = problem.direction(scale_free=fixed_variance)
+    problem, size = place.problem, step_size
+    if functions is None:
+        spline = problem.direction(scale_free=fixed_variance)
+    else:
+        spline, size = place.smooth(functions, step_size, scale_free=fixed_variance)
     direction = problem.grid.jet(spline)
     slope = problem.slope(direction, scale_free=fixed_variance)
     bound = problem.bound(direction)
     if not direction.value.any() or abs(slope) * bound < STATIONARY:
+        return None
+    if functions is not None and slope >= 0:  # which it is by rounding alone
         return None
     if slope >= 0:
         raise ValueError(
             f"the entropy does not fall along D: its slope is {slope:.4g}. A kink of the "
             "activation at which D is not zero does that: smooth it"
         )
-    size = bound / 2 if step_size is None else step_size
-    if size >= bound:
+    size = bound / 2 if size is None else size
+    if step_size is not None and step_size >= bound:
         raise ValueError(
-            f"step_size is {size:g}; allowed is less than {bound:.6g}, up to where f + C D keeps "
-            "the sign of its slope"
+            f"step_size is {step_size:g}; allowed is less than {bound:.6g}, up to where f + C D "
+            "keeps the sign of its slope"
         )
     finer = 2 * problem.grid.knots - 1  # the entropy is the same, and f' keeps its sign between
     before = replace(problem, knots=finer).core.f.first

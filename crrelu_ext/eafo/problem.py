@@ -96,8 +96,7 @@ class Problem:
         x = inside(grid)
         f = jet(self.activation, x)
         rows = Jet(f.value[None], f.first[None], f.second[None])
-        log_p, dp = self.density.log_prob_and_derivative(x)
-        return Problems(grid, log_p[None], dp[None], rows)
+        return Problems(grid, self.density.log_prob(x)[None], rows)
 
     @functools.cached_property
     def folded(self) -> FoldedDensity:
@@ -171,8 +170,9 @@ class Problem:
         """
         core, end_curvature = self.core, None
         if self.monotone:
-            values = core.scale_free_correction() if scale_free else core.correction()
-            rounding = ROUNDING * (core.dp.abs() + core.p * (core.f.second / core.f.first).abs())
+            _, dp = self.density.log_prob_and_derivative(inside(self.grid)[None])
+            values = core.scale_free_correction(dp) if scale_free else core.correction(dp)
+            rounding = ROUNDING * (dp.abs() + core.p * (core.f.second / core.f.first).abs())
         else:
             values, end_curvature = self._folded_direction(scale_free)
             rounding = torch.zeros_like(values)

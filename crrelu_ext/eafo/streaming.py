@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,20 +19,16 @@ from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, R
 from crrelu_ext.eafo.densities import (
     FEWEST_SAMPLES,
     bandwidths,
-    smoothed_derivative,
     smoothed_log_prob,
 )
-from crrelu_ext.eafo.grid import Grid, Jet, Problems
+from crrelu_ext.eafo.grid import Grid, Problems
+from crrelu_ext.eafo.span import FLOOR, Span
 from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, at_least, moments
 
 KNOTS = 257
-STRIDE = 4
-"""Corrections are splines through every fourth knot, as in the engine."""
+FUNCTIONS = 8
+"""Steps are sums of so many Hermite functions."""
 _END = math.asinh(REACH)
-UNRESOLVED = 0.25
-"""The part of D that its spline may miss. What it keeps is a direction, too, with less noise."""
-MARGIN = 0.1
-"""The part of what would end the increase of f that a step may take."""
 _WIDTHS_PER_OCTAVE = 8
 """Bandwidths are rounded to these, so that layers and updates share their kernels."""
 DRIFT = 0.25
@@ -62,13 +58,14 @@ class Streams:
         self.starts = list(starts)
         self.location = torch.zeros(layers, dtype=torch.float64)
         self.scale = torch.ones(layers, dtype=torch.float64)
+        self.first_scale = self.scale.clone()
         self.masses = torch.zeros(layers, BINS, dtype=torch.float64)
         self.outside = torch.zeros(layers, dtype=torch.float64)
         self.not_finite = torch.zeros(layers, dtype=torch.float64)
         self.values = self._started(self._grid().x)
 
     def state(self) -> dict[str, Tensor]:
-        names = ("location", "scale", "masses", "outside", "not_finite", "values")
+        names = ("location", "scale", "first_scale", "masses", "outside", "not_finite", "values")
         return {name: getattr(self, name).clone() for name in names}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -76,12 +73,12 @@ class Streams:
             getattr(self, name).copy_(saved)
 
     def _started(self, x: Tensor) -> Tensor:
-        layers = zip(self.starts, x, self.scale, strict=True)
+        layers = zip(self.starts, x, self.first_scale, strict=True)
         return torch.stack([f(row, scale).detach() for f, row, scale in layers])
 
-    def _grid(self, stride: int = 1) -> Grid:
+    def _grid(self) -> Grid:
         ends = torch.tensor([[-_END, _END]], dtype=torch.float64).expand(len(self.starts), 2)
-        return Grid(self.location, self.scale, ends, KNOTS, stride=stride)
+        return Grid(self.location, self.scale, ends, KNOTS)
 
     def absorb(self, counts: Tensor, keep: float) -> None:
         """Adds counts, (layers, bins + 3), to what is kept of the old ones."""
@@ -93,6 +90,7 @@ class Streams:
     def calibrate(self) -> None:
         """Lays grid and bins where the input is, and begins there with the starting functions."""
         self._follow(drift=0.0)
+        self.first_scale = self.scale.clone()
         self.values = self._started(self._grid().x)
         self.masses, self.outside = torch.zeros_like(self.masses), torch.zeros_like(self.outside)
 
@@ -154,79 +152,70 @@ class Streams:
 
         Args:
             trust: the largest |Δf|, in scales.
-            step_size: the largest C; it is also at most a tenth of what would end the increase.
+            step_size: the largest C.
         """
         self._follow(DRIFT)
-        problems = self._problems()
-        direction, missed = self._direction(problems)
-        slope, bound = problems.slope(direction), problems.bound(direction)
-        largest = direction.value.abs().amax(-1)
-        size = torch.minimum(MARGIN * bound, trust * self.scale / largest)
+        problems, floor = self._problems()
+        span = Span(problems, FUNCTIONS)
+        reach = trust * self.scale
+        size = reach / span.largest(span.downwards)
         if step_size is not None:
             size = size.clamp(max=step_size)
+        step, part = self._step(span, size[:, None] * span.downwards, floor, reach)
+        moved = problems.moved(span.jet(step), part)
         samples = self.masses.sum(-1)
+        before, after = problems.entropy(), moved.entropy()
         reasons = {
             f"fewer than {FEWEST_SAMPLES} samples": samples < FEWEST_SAMPLES,
             "too much of the input beyond the histogram": self.outside
             > OUTSIDE * (samples + self.outside),
             "the input does not vary": moments(self.masses)[1] < BINS_PER_SCALE**-2,
             "the function is not increasing": (problems.f.first <= 0).any(-1),
-            "D is not resolved": ~(missed <= UNRESOLVED * largest),
-            "the entropy does not fall along D": ~(slope < 0),
+            "the functions are not told apart": ~span.resolved,
+            "the measured entropy does not fall": ~(after < before),
         }
-        before = problems.entropy().where(samples >= FEWEST_SAMPLES, torch.nan)
-        allowed = ~torch.stack(list(reasons.values())).any(0) & size.isfinite()
-        size = size.where(allowed, 0.0)
-        moved = problems.moved(direction, size)
-        after = moved.entropy()
-        reasons["the measured entropy does not fall"] = allowed & ~(after < before)
-        falls = allowed & (after < before)
+        before = before.where(samples >= FEWEST_SAMPLES, torch.nan)
+        falls = ~torch.stack(list(reasons.values())).any(0)
         self.values = moved.f.value.where(falls[:, None], self.values)
         refusals = [
             next((reason for reason, layers in reasons.items() if layers[i]), None)
             for i in range(len(self.starts))
         ]
-        return Outcome(before, after.where(falls, before), size.where(falls, 0.0), refusals)
+        size = (part * size).where(falls, 0.0)
+        return Outcome(before, after.where(falls, before), size, refusals)
 
-    def _problems(self) -> Problems:
+    def _step(
+        self, span: Span, wanted: Tensor, floor: Tensor, reach: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest steps that keep the slopes up, and the parts of these that are in reach."""
+        step = span.nearest(wanted, floor)
+        return step, (reach / span.largest(step)).clamp(max=1.0)
+
+    def _problems(self) -> tuple[Problems, Tensor]:
+        """The functions under the densities; and the least slopes, (layers, knots)."""
         grid = self._grid()
-        f = grid.jet(grid.spline(self.values))
-        log_p, dp = self._density()
-        return Problems(replace(grid, stride=STRIDE), log_p, dp, f)
+        f, start = (grid.jet(grid.spline(v)) for v in (self.values, self._started(grid.x)))
+        return Problems(grid, self._log_density(), f), FLOOR * start.first
 
-    def _density(self) -> tuple[Tensor, Tensor]:
-        """log p and p' at the knots, with about the engine's bandwidths, at least a bin."""
+    def _log_density(self) -> Tensor:
+        """log p at the knots, with about the engine's bandwidths, at least a bin."""
         samples = self.masses.sum(-1, keepdim=True).clamp(min=1)
         _, variance = moments(self.masses)
-        widths = torch.stack(bandwidths(samples[:, 0], variance.sqrt()), -1).clamp(
-            min=1 / BINS_PER_SCALE
-        )
-        keys = (widths.log2() * _WIDTHS_PER_OCTAVE).round().long()
-        p, dp = torch.empty(2, len(keys), KNOTS, dtype=torch.float64)
-        for key in keys.unique(dim=0):
-            same = (keys == key).all(-1)
-            to_p, to_dp = _kernels(*key.tolist())
-            masses = (self.masses / samples)[same]
-            p[same], dp[same] = masses @ to_p, masses @ to_dp
-        return (p / self.scale[:, None]).log(), dp / self.scale[:, None] ** 2
-
-    def _direction(self, problems: Problems) -> tuple[Jet, Tensor]:
-        """D as splines, and the most that they miss of it."""
-        values = problems.correction()
-        direction = problems.grid.jet(problems.grid.spline(values.nan_to_num(0.0, 0.0, 0.0)))
-        return direction, (direction.value - values).abs().amax(-1)
+        width, _ = bandwidths(samples[:, 0], variance.sqrt())
+        keys = (width.clamp(min=1 / BINS_PER_SCALE).log2() * _WIDTHS_PER_OCTAVE).round().long()
+        p = torch.empty(len(keys), KNOTS, dtype=torch.float64)
+        for key in keys.unique():
+            same = keys == key
+            p[same] = (self.masses / samples)[same] @ _kernels(int(key))
+        return (p / self.scale[:, None]).log()
 
 
 @functools.lru_cache(maxsize=64)
-def _kernels(width: int, width_of_slope: int) -> tuple[Tensor, Tensor]:
-    """What makes p, and p', at the knots of the masses in the bins: (bins, knots) each."""
+def _kernels(width: int) -> Tensor:
+    """What makes p at the knots of the masses in the bins: (bins, knots)."""
     s = torch.sinh(torch.linspace(-_END, _END, KNOTS, dtype=torch.float64))[:, None, None]
     each, one = CENTERS[:, None], torch.ones(1, dtype=torch.float64)
-    h, h_of_slope = (2 ** (w / _WIDTHS_PER_OCTAVE) for w in (width, width_of_slope))
-    return (
-        smoothed_log_prob(s, each, one, h)[..., 0].exp().T,
-        smoothed_derivative(s, each, one, h_of_slope)[..., 0].T,
-    )
+    return smoothed_log_prob(s, each, one, 2 ** (width / _WIDTHS_PER_OCTAVE))[..., 0].exp().T
 
 
 def _rebinned(masses: Tensor, positions: Tensor) -> Tensor:

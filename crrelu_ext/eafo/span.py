@@ -1,0 +1,121 @@
+"""The step of EAFO among a few smooth functions, with which a descent can go on.
+
+f + C D is a step of a heat equation backwards, since D = p' - p f''/f': each adds detail to f'',
+which the next one sharpens, until D is not resolved. Here D is projected on
+
+    ψ_k(x) = He_k(u) exp(-u²/2) / √k!,   u = (x - location)/scale,   k = 0, 1, ..., n - 1,
+
+the Hermite functions that hold D whole where f is a line and p a normal density times a polynomial
+of degree n - 2 (a Gram-Charlier series); ψ_1 is CRReLU's bump. The projection is that of the metric
+⟨g, h⟩ = ∫ g h/|f'| dx, in which D is the direction of steepest descent. It needs no derivative of
+p, and no f'': ⟨ψ, D⟩ = -dH(f + C ψ)/dC = -E[ψ'/f'].
+
+The other way for a descent to end is that f' goes to 0 somewhere: where a step would bring it below
+a floor, the nearest one is taken that does not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.polynomial import hermite_e
+from scipy.optimize import nnls
+from torch import Tensor
+
+from crrelu_ext.eafo.grid import Grid, Jet, Problems
+
+MOST = 16
+"""Functions; the engine's splines are made for details as fine as theirs."""
+FLOOR = 0.2
+"""The part of the slope at the start that f' keeps everywhere."""
+FAR = 40.0
+"""In scales: to float64 ψ is 0 from there on."""
+NEGLIGIBLE = 1e-6
+"""The part of its terms below which a slope may be rounding, or due to the tails cut off."""
+
+
+def hermite(grid: Grid, functions: int) -> Jet:
+    """ψ_k, and derivatives in x, at the knots: (problems, knots, functions) each."""
+    u = torch.sinh(grid.t).clamp(-FAR, FAR)
+    norms = np.sqrt([float(math.factorial(k)) for k in range(functions)])
+    polynomials = torch.from_numpy(hermite_e.hermevander(u.numpy(), functions + 1))
+    falling = torch.exp(-(u**2) / 2)[..., None] / torch.from_numpy(norms)
+    scale = grid.scale[:, None, None]
+    value, first, second = (  # (He_k exp(-u²/2))' = -He_{k+1} exp(-u²/2)
+        polynomials[..., order : order + functions] * falling / (-scale) ** order
+        for order in range(3)
+    )
+    return Jet(value, first, second)
+
+
+class Span:
+    """The directions of some problems that are sums of so many Hermite functions.
+
+    Args:
+        problems: of monotone f.
+        functions: how many.
+        scale_free: whether H - ½ log var is to fall, or H.
+    """
+
+    def __init__(self, problems: Problems, functions: int, scale_free: bool = False) -> None:
+        self.problems, grid, f = problems, problems.grid, problems.f
+        self._basis = hermite(grid, functions)
+        terms = (problems.p / f.first)[..., None] * self._basis.first
+        if scale_free:
+            mean, variance = problems.mean_and_variance()
+            pull = problems.p * (f.value - mean) / variance
+            terms = terms - pull[..., None] * self._basis.value
+        slopes, sizes = ((grid.weights[..., None] * part).sum(-2) for part in (terms, terms.abs()))
+        slopes = slopes.where(slopes.abs() > NEGLIGIBLE * sizes, 0.0)
+        weighted = self._basis.value * (grid.weights / f.first.abs())[..., None]
+        metric = self._basis.value.mT @ weighted
+        self._root, failed = torch.linalg.cholesky_ex(metric)
+        self.resolved = failed == 0
+        """(problems,): whether the functions are told from one another."""
+        self.downwards = -torch.cholesky_solve(slopes[..., None], self._root)[..., 0]
+        """The coefficients of D's projection, (problems, functions)."""
+
+    def jet(self, coefficients: Tensor) -> Jet:
+        """The sums with (problems, functions) coefficients, (problems, knots)."""
+        parts = (self._basis.value, self._basis.first, self._basis.second)
+        return Jet(*((part @ coefficients[..., None])[..., 0] for part in parts))
+
+    def largest(self, coefficients: Tensor) -> Tensor:
+        """The sums' largest absolute values, (problems,)."""
+        return (self._basis.value @ coefficients[..., None])[..., 0].abs().amax(-1)
+
+    def nearest(self, coefficients: Tensor, floor: Tensor) -> Tensor:
+        """The nearest steps after which |f'| is above a floor, or where it was if that was below.
+
+        Args:
+            coefficients: of the steps, (problems, functions); floor: (problems, knots).
+        """
+        sign = self.problems.f.first.sign()
+        slopes = self._basis.first * sign[..., None]
+        least = (floor - self.problems.f.first.abs()).clamp(max=0.0)
+        below = ((slopes @ coefficients[..., None])[..., 0] < least).any(-1)
+        nearest = coefficients.clone()
+        for i in (below & self.resolved).nonzero().flatten().tolist():
+            nearest[i] = _nearest(coefficients[i], self._root[i], slopes[i], least[i])
+        return nearest
+
+
+def _nearest(wanted: Tensor, root: Tensor, rows: Tensor, least: Tensor) -> Tensor:
+    """The c with rows · c >= least whose |rootᵀ (c - wanted)| is smallest; least <= 0.
+
+    Lawson and Hanson's least distance programming: with z = rootᵀ (c - wanted)/size it asks for the
+    smallest z with a z >= b, which the residual of one non-negative least-squares problem gives,
+    and gives to all digits if z is not long: c = 0 would do, so with this size it is at most 1.
+    """
+    size = (root.T @ wanted).norm()
+    a = torch.linalg.solve_triangular(root, rows.mT, upper=False)
+    b = (least - rows @ wanted) / size
+    matrix = torch.cat([a, b[None]]).numpy()
+    target = np.zeros(len(matrix))
+    target[-1] = 1.0
+    weights, _ = nnls(matrix, target)
+    residual = torch.from_numpy(matrix @ weights - target)
+    z = -residual[:-1] / residual[-1] * size
+    return wanted + torch.linalg.solve_triangular(root.mT, z[:, None], upper=True)[:, 0]
