@@ -22,6 +22,7 @@ PNG = b"\x89PNG\r\n"
     ("command_line", "picture", "expected"),
     [
         ("improve --activation softplus --density normal(0,1) --steps 2", "improve.png", "0.61288"),
+        ("improve --activation elu --steps 5 --functions 6", "improve.png", "1.02"),
         ("improve --activation identity --fixed-variance", "improve.png", "stationary"),
         ("worst --density laplace(0,2) --lower 0 --upper 3", "worst.png", "H = 1.09861 nats"),
         ("compare --activations silu,softplus", "compare.png", "-0.27166"),
@@ -42,6 +43,7 @@ def test_commands(
 def test_refusals_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     for command_line, expected in (
         ("improve --activation relu", "atom"),
+        ("improve --activation gelu --functions 8", "turns at x = -0.7518"),
         ("improve --activation swish", "'swish'; allowed are asinh"),
         ("worst --density normal(1)", "do not fit"),
         ("compare --density normal(0,1)+laplace(0,1)", "allowed are such as"),

@@ -33,13 +33,13 @@ activations = st.sampled_from(
 
 
 @settings(max_examples=40)
-@given(activation=activations, density=densities)
+@given(activation=activations, density=densities, functions=st.sampled_from([None, 3, 8]))
 def test_a_result_or_a_refusal(
-    activation: Callable[[Tensor], Tensor], density: Distribution
+    activation: Callable[[Tensor], Tensor], density: Distribution, functions: int | None
 ) -> None:
     try:
         entropy = eafo.output_entropy(activation, density)
-        result = eafo.improve(activation, density)
+        result = eafo.improve(activation, density, functions=functions)
     except ValueError:
         return
     assert math.isfinite(entropy)
