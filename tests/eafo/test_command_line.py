@@ -43,7 +43,7 @@ def test_commands(
 def test_refusals_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     for command_line, expected in (
         ("improve --activation relu", "atom"),
-        ("improve --activation gelu --functions 8", "turns at x = -0.7518"),
+        ("improve --activation gelu --functions 8", "turns at x = -0.75179"),
         ("improve --activation swish", "'swish'; allowed are asinh"),
         ("worst --density normal(1)", "do not fit"),
         ("compare --density normal(0,1)+laplace(0,1)", "allowed are such as"),
