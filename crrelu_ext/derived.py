@@ -103,7 +103,7 @@ def tabulate(
         raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
     if not callable(activation):
         given = type(activation).__name__
-        raise TypeError(f"activation is a {given}; allowed is a callable on tensors")
+        raise TypeError(f"activation has type {given}; allowed is a callable on tensors")
     if not isinstance(knots, int) or knots < 2:
         raise ValueError(f"knots is {knots}; allowed are whole numbers from 2 on")
     places = torch.linspace(lower, upper, knots, dtype=torch.float64)
@@ -113,7 +113,7 @@ def tabulate(
         values = activation(x)
         if not isinstance(values, Tensor):
             given = type(values).__name__
-            raise TypeError(f"activation returned a {given}; allowed is a torch.Tensor")
+            raise TypeError(f"activation's result has type {given}; allowed is a torch.Tensor")
         if values.shape != x.shape:
             raise ValueError(
                 f"activation made shape {tuple(values.shape)} of {tuple(x.shape)}; allowed are "

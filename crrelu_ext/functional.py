@@ -147,6 +147,6 @@ else:
     def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
         output = _crrelu(input, epsilon, channel_dim)
         if not isinstance(out, Tensor):
-            raise TypeError(f"crrelu: out is a {type(out).__name__}; allowed is a torch.Tensor")
+            raise TypeError(f"crrelu: out has type {type(out).__name__}; allowed is a torch.Tensor")
         # torch's own out= resizes, casts, refuses overlap and gradients; times 1 changes nothing.
         return torch.mul(output, 1, out=out)

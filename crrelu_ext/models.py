@@ -41,10 +41,12 @@ def replace_activation(
     if not types or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in types):
         raise TypeError(f"old is {old!r}; allowed are types of torch.nn.Module, one or a tuple")
     if isinstance(model, types):
-        raise ValueError(f"model itself is a {type(model).__name__}; replace it where it is held")
+        raise ValueError(
+            f"model itself has type {type(model).__name__}; replace it where it is held"
+        )
     if isinstance(new, nn.Module) or not callable(new):
-        given = f"a {type(new).__name__}" + (" itself" if isinstance(new, nn.Module) else "")
-        raise TypeError(f"new is {given}; allowed is what makes a torch.nn.Module: a type or so")
+        given = type(new).__name__
+        raise TypeError(f"new has type {given}; allowed is what makes a torch.nn.Module, as a type")
 
     places = [
         (name, parent, child_name, child)
@@ -131,7 +133,7 @@ _REGISTRATIONS = {"transformers": _register_with_transformers, "timm": _register
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
+        raise TypeError(f"model has type {type(model).__name__}; allowed is a torch.nn.Module")
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
@@ -144,7 +146,7 @@ def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module
 
 def _like(old: nn.Module, parent: nn.Module, model: nn.Module, new: nn.Module) -> nn.Module:
     if not isinstance(new, nn.Module):
-        raise TypeError(f"new makes a {type(new).__name__}; allowed is a torch.nn.Module")
+        raise TypeError(f"new's result has type {type(new).__name__}; allowed is a torch.nn.Module")
     neighbour = next((p for holder in (parent, model) for p in holder.parameters()), None)
     if neighbour is not None:
         new.to(neighbour.device)

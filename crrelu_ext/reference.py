@@ -58,7 +58,7 @@ def _crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, channel_dim: int) 
 def _check_place(input: Tensor, epsilon: Tensor, place: Tensor) -> None:
     if not isinstance(place, Tensor):
         given = type(place).__name__
-        raise TypeError(f"crrelu_at: place is a {given}; allowed is a torch.Tensor")
+        raise TypeError(f"crrelu_at: place has type {given}; allowed is a torch.Tensor")
     if place.layout != torch.strided:
         raise ValueError(f"crrelu_at: place has layout {place.layout}; allowed is torch.strided")
     if place.dtype not in (torch.float32, torch.float64):
@@ -93,7 +93,7 @@ def _crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> 
     check_arguments(gate, epsilon, channel_dim, op="crrelu_glu", name="gate")
     if not isinstance(up, Tensor):
         given = type(up).__name__
-        raise TypeError(f"crrelu_glu: up is a {given}; allowed is a torch.Tensor")
+        raise TypeError(f"crrelu_glu: up has type {given}; allowed is a torch.Tensor")
     if up.layout != torch.strided:
         raise ValueError(f"crrelu_glu: up has layout {up.layout}; allowed is torch.strided")
     if up.shape != gate.shape:
@@ -146,7 +146,7 @@ def check_table_arguments(input: Tensor, table: Tensor) -> None:
     for argument, tensor in (("input", input), ("table", table)):
         if not isinstance(tensor, Tensor):
             given = type(tensor).__name__
-            raise TypeError(f"tabulated: {argument} is a {given}; allowed is a torch.Tensor")
+            raise TypeError(f"tabulated: {argument} has type {given}; allowed is a torch.Tensor")
         if tensor.layout != torch.strided:
             raise ValueError(
                 f"tabulated: {argument} has layout {tensor.layout}; allowed is torch.strided"
@@ -212,20 +212,20 @@ def check_arguments(
     for argument, tensor in ((name, input), ("epsilon", epsilon)):
         if not isinstance(tensor, Tensor):
             given = type(tensor).__name__
-            raise TypeError(f"{op}: {argument} is a {given}; allowed is a torch.Tensor")
+            raise TypeError(f"{op}: {argument} has type {given}; allowed is a torch.Tensor")
         if tensor.layout != torch.strided:
             raise ValueError(
                 f"{op}: {argument} has layout {tensor.layout}; allowed is torch.strided"
             )
     if not isinstance(channel_dim, int):
         given = type(channel_dim).__name__
-        raise TypeError(f"{op}: channel_dim is a {given}; allowed is an int")
+        raise TypeError(f"{op}: channel_dim has type {given}; allowed is an int")
     if input.dtype not in DTYPES:
         raise TypeError(f"{op}: {name} has dtype {input.dtype}; allowed are {DTYPES}")
     if epsilon.dtype not in (torch.float32, input.dtype):
+        allowed = "is that" if input.dtype == torch.float32 else "are torch.float32 and that"
         raise TypeError(
-            f"{op}: epsilon has dtype {epsilon.dtype}; allowed are torch.float32 and the dtype "
-            f"of {name}, {input.dtype}"
+            f"{op}: epsilon has dtype {epsilon.dtype}; allowed {allowed} of {name}, {input.dtype}"
         )
     if epsilon.device != input.device:
         raise RuntimeError(
@@ -240,8 +240,9 @@ def check_arguments(
     if epsilon.numel() == 1:
         return
     if not -input.dim() <= channel_dim < input.dim():
+        dimensions = "1 dimension" if input.dim() == 1 else f"{input.dim()} dimensions"
         raise IndexError(
-            f"{op}: channel_dim is {channel_dim}, but {name} has {input.dim()} dimensions; "
+            f"{op}: channel_dim is {channel_dim}, but {name} has {dimensions}; "
             f"an epsilon of {epsilon.numel()} values needs a {name} with that dimension"
         )
     if input.shape[channel_dim] != epsilon.numel():

@@ -27,12 +27,12 @@ bool plain(std::initializer_list<py::handle> arguments) {
 
 void check_tensor(py::handle argument, const char* name, const char* op = "crrelu") {
   TORCH_CHECK_TYPE(THPVariable_Check(argument.ptr()) || py::hasattr(argument, "__torch_function__"),
-                   op, ": ", name, " is a ", Py_TYPE(argument.ptr())->tp_name,
+                   op, ": ", name, " has type ", Py_TYPE(argument.ptr())->tp_name,
                    "; allowed is a torch.Tensor");
 }
 
 int64_t channel_dim_of(py::handle argument) {
-  TORCH_CHECK_TYPE(THPUtils_checkLong(argument.ptr()), "crrelu: channel_dim is a ",
+  TORCH_CHECK_TYPE(THPUtils_checkLong(argument.ptr()), "crrelu: channel_dim has type ",
                    Py_TYPE(argument.ptr())->tp_name, "; allowed is an int");
   return THPUtils_unpackLong(argument.ptr());
 }

@@ -5,6 +5,8 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/native/Resize.h>
 
+#include <string>
+
 #include "histogram.h"
 #include "layout.h"
 
@@ -13,6 +15,10 @@ namespace crrelu {
 /// As Python says it: float32, not float.
 inline auto dtype_name(const at::Tensor& tensor) {
   return c10::getDtypeNames(tensor.scalar_type()).first;
+}
+
+inline std::string dimensions(const at::Tensor& tensor) {
+  return std::to_string(tensor.dim()) + (tensor.dim() == 1 ? " dimension" : " dimensions");
 }
 
 inline bool is_supported(at::ScalarType type) {
@@ -31,16 +37,18 @@ inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon, 
                     "; only strided (dense) tensors are allowed");
   TORCH_CHECK_TYPE(
       epsilon.scalar_type() == at::kFloat || epsilon.scalar_type() == input.scalar_type(), op,
-      ": epsilon has dtype ", dtype_name(epsilon), "; allowed are float32 and the dtype of ", name,
-      ", ", dtype_name(input));
+      ": epsilon has dtype ", dtype_name(epsilon),
+      input.scalar_type() == at::kFloat ? "; allowed is that of "
+                                        : "; allowed are float32 and that of ",
+      name, ", ", dtype_name(input));
   TORCH_CHECK(input.device() == epsilon.device(), op, ": epsilon is on ", epsilon.device(), " but ",
               name, " is on ", input.device(), "; both must be on the same device");
   TORCH_CHECK_VALUE(epsilon.dim() == 1, op, ": epsilon has shape ", epsilon.sym_sizes(),
                     "; allowed are (1,) and (C,), C the size of ", name, " along channel_dim");
   if (epsilon.sym_numel() == 1) return;
   TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(), op,
-                    ": channel_dim is ", channel_dim, ", but ", name, " has ", input.dim(),
-                    " dimensions; an epsilon of ", epsilon.sym_numel(), " values needs a ", name,
+                    ": channel_dim is ", channel_dim, ", but ", name, " has ", dimensions(input),
+                    "; an epsilon of ", epsilon.sym_numel(), " values needs a ", name,
                     " with that dimension");
   TORCH_CHECK_VALUE(input.sym_size(channel_dim) == epsilon.sym_numel(), op, ": epsilon has ",
                     epsilon.sym_numel(), " values, but ", name, " has size ",
@@ -127,8 +135,7 @@ inline void check_count_arguments(const at::Tensor& input, const at::Tensor& pla
               " and counts on ", counts.device(), "; all must be on the same device");
   if (channels == 1) return;
   TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(),
-                    "count_: channel_dim is ", channel_dim, ", but input has ", input.dim(),
-                    " dimensions");
+                    "count_: channel_dim is ", channel_dim, ", but input has ", dimensions(input));
   TORCH_CHECK_VALUE(input.sym_size(channel_dim) == channels, "count_: place has ", channels,
                     " channels, but input has size ", input.sym_size(channel_dim),
                     " along channel_dim ", channel_dim, "; allowed are that many or 1");

@@ -269,9 +269,9 @@ def test_sharded(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
-    ("input is no tensor", TypeError, "input is a float", {"input": 1.0}),
-    ("epsilon is no tensor", TypeError, "epsilon is a float", {"epsilon": 0.1}),
-    ("place is no tensor", TypeError, "place is a list", {"place": [0.0, 1.0]}),
+    ("input is no tensor", TypeError, "input has type float", {"input": 1.0}),
+    ("epsilon is no tensor", TypeError, "epsilon has type float", {"epsilon": 0.1}),
+    ("place is no tensor", TypeError, "place has type list", {"place": [0.0, 1.0]}),
     ("integers", TypeError, "input has dtype", {"input": torch.ones(2, 3, dtype=torch.int)}),
     ("place of 16 bits", TypeError, "place has dtype", {"place": torch.ones(2, 1).half()}),
     ("place of another shape", ValueError, "place has shape", {"place": torch.ones(2)}),

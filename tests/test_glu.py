@@ -172,9 +172,9 @@ def test_what_is_saved(device: str) -> None:
 
 
 BAD: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
-    ("gate is no tensor", TypeError, "gate is a float", {"gate": 1.0}),
-    ("up is no tensor", TypeError, "up is a list", {"up": [1.0]}),
-    ("epsilon is no tensor", TypeError, "epsilon is a float", {"epsilon": 0.1}),
+    ("gate is no tensor", TypeError, "gate has type float", {"gate": 1.0}),
+    ("up is no tensor", TypeError, "up has type list", {"up": [1.0]}),
+    ("epsilon is no tensor", TypeError, "epsilon has type float", {"epsilon": 0.1}),
     ("gate of integers", TypeError, "gate has dtype", {"gate": torch.ones(2, 3, dtype=torch.int)}),
     ("up of another dtype", TypeError, "up has dtype", {"up": torch.ones(2, 3).double()}),
     ("up of another shape", ValueError, "up has shape", {"up": torch.ones(3)}),
@@ -182,7 +182,7 @@ BAD: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("sparse up", ValueError, "up has layout", {"up": torch.ones(2, 3).to_sparse()}),
     ("epsilon of two", ValueError, "epsilon has 2 values", {"epsilon": torch.zeros(2)}),
     ("no such dim", IndexError, "channel_dim is 2", {"epsilon": torch.zeros(3), "channel_dim": 2}),
-    ("channel_dim is no int", TypeError, "channel_dim is a str", {"channel_dim": "1"}),
+    ("channel_dim is no int", TypeError, "channel_dim has type str", {"channel_dim": "1"}),
 ]
 
 

@@ -64,14 +64,14 @@ def test_replaced_ones_go_where_the_model_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((1,), TypeError, "model is a int"),
+        ((1,), TypeError, "model has type int"),
         ((nn.Sequential(nn.GELU()), "gelu"), TypeError, "old is 'gelu'"),
         ((nn.Sequential(nn.GELU()), ()), TypeError, r"old is \(\)"),
         ((nn.Sequential(nn.GELU()), int), TypeError, "old is <class 'int'>"),
-        ((nn.GELU(),), ValueError, "model itself is a GELU"),
-        ((nn.Sequential(nn.GELU()), nn.GELU, CRReLU()), TypeError, "new is a CRReLU itself"),
-        ((nn.Sequential(nn.GELU()), nn.GELU, lambda: 3), TypeError, "new makes a int"),
-        ((nn.Sequential(nn.GELU()), nn.GELU, 3), TypeError, "new is a int"),
+        ((nn.GELU(),), ValueError, "model itself has type GELU"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, CRReLU()), TypeError, "new has type CRReLU; "),
+        ((nn.Sequential(nn.GELU()), nn.GELU, lambda: 3), TypeError, "new's result has type int"),
+        ((nn.Sequential(nn.GELU()), nn.GELU, 3), TypeError, "new has type int"),
     ],
 )
 def test_bad_replacement(arguments: Any, error: type[Exception], message: str) -> None:
@@ -83,7 +83,7 @@ def test_bad_replacement(arguments: Any, error: type[Exception], message: str) -
 
 
 def test_bad_parameter_groups() -> None:
-    with pytest.raises(TypeError, match="model is a list; allowed is"):
+    with pytest.raises(TypeError, match="model has type list; allowed is"):
         parameter_groups([torch.ones(3)], 0.05)  # type: ignore[arg-type]
     for weight_decay in (-1, "x", math.nan):
         with pytest.raises(ValueError, match=f"weight_decay is {weight_decay!r}; allowed are 0"):
