@@ -1,4 +1,4 @@
-"""Nested tensors of the jagged layout: element by element on the values they hold."""
+"""Nested tensors: element by element on the values of the jagged ones; others are refused."""
 
 # mypy: disable-error-code="attr-defined"
 
@@ -13,6 +13,15 @@ from torch import Tensor
 
 def is_jagged(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.layout == torch.jagged
+
+
+def check_not_nested(name: str, argument: str, tensor: Tensor) -> None:
+    """Raises a ValueError for a nested tensor that ``on_values`` does not take."""
+    if tensor.is_nested:
+        raise ValueError(
+            f"{name}: {argument} is a nested tensor of layout {tensor.layout}; allowed are dense "
+            "tensors, and as input, gate or up (without out) nested ones of layout torch.jagged"
+        )
 
 
 def on_values(
@@ -35,6 +44,9 @@ def on_values(
             the batch or the ragged dimension.
     """
     first = inputs[0]
+    for argument, other in zip(("gate", "up"), inputs, strict=False):  # alone it is jagged
+        if not is_jagged(other):
+            check_not_nested(name, argument, other)
     for other in inputs:
         if not is_jagged(other) or other.shape != first.shape:
             raise ValueError(

@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from crrelu_ext._nested import is_jagged, on_values
+from crrelu_ext._nested import check_not_nested, is_jagged, on_values
 
 _PACKAGE = Path(__file__).parent
 _SOURCE = _PACKAGE.parent if (_PACKAGE.parent / "csrc").is_dir() else None
@@ -76,13 +77,17 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was never 
 def general(name: str, inputs: tuple[Any, ...], others: tuple[Any, ...], **out: Any) -> Any:
     """Calls an operator through torch.ops, for arguments that are no plain tensors.
 
-    Nested tensors are taken by their values. The first time that DTensors can be among the
-    arguments they learn how to shard the operator; not at import, since to import
-    torch.distributed.tensor takes half as long as torch itself.
+    Jagged inputs are taken by their values, other nested tensors refused. The first time that
+    DTensors can be among the arguments they learn how to shard the operator; not at import, since
+    to import torch.distributed.tensor takes half as long as torch itself.
     """
     operator = getattr(torch.ops.crrelu_ext, name)
     if any(is_jagged(x) for x in inputs) and not out:
         return on_values(operator, name, inputs, *others)
+    arguments = (operator.out if out else operator.default)._schema.arguments
+    for argument, given in zip(arguments, (*inputs, *others, *out.values()), strict=True):
+        if isinstance(given, Tensor):
+            check_not_nested(name, argument.name, given)
     if "torch.distributed.tensor" in sys.modules:
         _register_sharding()
     return operator(*inputs, *others, **out)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from crrelu_ext import reference
+from crrelu_ext._nested import check_not_nested
 from crrelu_ext._ops import _C
 
 
@@ -148,5 +149,7 @@ else:
         output = _crrelu(input, epsilon, channel_dim)
         if not isinstance(out, Tensor):
             raise TypeError(f"crrelu: out has type {type(out).__name__}; allowed is a torch.Tensor")
+        for argument, tensor in (("input", input), ("out", out)):
+            check_not_nested("crrelu", argument, tensor)
         # torch's own out= resizes, casts, refuses overlap and gradients; times 1 changes nothing.
         return torch.mul(output, 1, out=out)

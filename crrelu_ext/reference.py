@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crrelu_ext._nested import is_jagged, on_values
+from crrelu_ext._nested import check_not_nested, is_jagged, on_values
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # exp(-x²/2) is zero from here on; beyond it, inf · 0 would make a NaN of the limits.
@@ -56,11 +56,7 @@ def _crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, channel_dim: int) 
 
 
 def _check_place(input: Tensor, epsilon: Tensor, place: Tensor) -> None:
-    if not isinstance(place, Tensor):
-        given = type(place).__name__
-        raise TypeError(f"crrelu_at: place has type {given}; allowed is a torch.Tensor")
-    if place.layout != torch.strided:
-        raise ValueError(f"crrelu_at: place has layout {place.layout}; allowed is torch.strided")
+    _check_dense("crrelu_at", "place", place)
     if place.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"crrelu_at: place has dtype {place.dtype}; allowed are torch.float32 and torch.float64"
@@ -91,11 +87,7 @@ def crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, *, channel_dim: int = 
 
 def _crrelu_glu(gate: Tensor, up: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
     check_arguments(gate, epsilon, channel_dim, op="crrelu_glu", name="gate")
-    if not isinstance(up, Tensor):
-        given = type(up).__name__
-        raise TypeError(f"crrelu_glu: up has type {given}; allowed is a torch.Tensor")
-    if up.layout != torch.strided:
-        raise ValueError(f"crrelu_glu: up has layout {up.layout}; allowed is torch.strided")
+    _check_dense("crrelu_glu", "up", up)
     if up.shape != gate.shape:
         raise ValueError(
             f"crrelu_glu: up has shape {tuple(up.shape)}; allowed is that of gate, "
@@ -143,14 +135,8 @@ def _tabulated(input: Tensor, table: Tensor) -> Tensor:
 
 def check_table_arguments(input: Tensor, table: Tensor) -> None:
     """Raises an error that names the argument unless ``tabulated`` is defined on these."""
-    for argument, tensor in (("input", input), ("table", table)):
-        if not isinstance(tensor, Tensor):
-            given = type(tensor).__name__
-            raise TypeError(f"tabulated: {argument} has type {given}; allowed is a torch.Tensor")
-        if tensor.layout != torch.strided:
-            raise ValueError(
-                f"tabulated: {argument} has layout {tensor.layout}; allowed is torch.strided"
-            )
+    _check_dense("tabulated", "input", input)
+    _check_dense("tabulated", "table", table)
     if input.dtype not in DTYPES:
         raise TypeError(f"tabulated: input has dtype {input.dtype}; allowed are {DTYPES}")
     if table.dtype not in (torch.float32, torch.float64):
@@ -169,6 +155,16 @@ def check_table_arguments(input: Tensor, table: Tensor) -> None:
         )
     if table.requires_grad:
         raise RuntimeError("tabulated: table requires grad, but has no derivative; detach it")
+
+
+def _check_dense(op: str, argument: str, tensor: object) -> None:
+    """Raises an error that names the argument unless it is a dense tensor."""
+    if not isinstance(tensor, Tensor):
+        given = type(tensor).__name__
+        raise TypeError(f"{op}: {argument} has type {given}; allowed is a torch.Tensor")
+    check_not_nested(op, argument, tensor)
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{op}: {argument} has layout {tensor.layout}; allowed is torch.strided")
 
 
 def _dtype_of(input: Tensor) -> torch.dtype:
@@ -209,14 +205,8 @@ def check_arguments(
     input: Tensor, epsilon: Tensor, channel_dim: int, *, op: str = "crrelu", name: str = "input"
 ) -> None:
     """Raises an error that names the argument unless the operator is defined on these."""
-    for argument, tensor in ((name, input), ("epsilon", epsilon)):
-        if not isinstance(tensor, Tensor):
-            given = type(tensor).__name__
-            raise TypeError(f"{op}: {argument} has type {given}; allowed is a torch.Tensor")
-        if tensor.layout != torch.strided:
-            raise ValueError(
-                f"{op}: {argument} has layout {tensor.layout}; allowed is torch.strided"
-            )
+    _check_dense(op, name, input)
+    _check_dense(op, "epsilon", epsilon)
     if not isinstance(channel_dim, int):
         given = type(channel_dim).__name__
         raise TypeError(f"{op}: channel_dim has type {given}; allowed is an int")

@@ -335,6 +335,18 @@ def test_input_of_other_strides_with_out(api: ModuleType, device: str, dtype: to
         assert torch.equal(out, api.crrelu(input, epsilon))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_ones_are_not_written_from_or_to(api: ModuleType, layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=layout)
+    before = [part.clone() for part in nested.unbind()]
+    with pytest.raises(ValueError, match="crrelu: out is a nested tensor of layout"):
+        api.crrelu(INPUT, EPSILON, out=nested)
+    with pytest.raises(ValueError, match="crrelu: input is a nested tensor of layout"):
+        api.crrelu_(nested, EPSILON)
+    assert all(map(torch.equal, nested.unbind(), before))
+
+
 def test_negated_views(api: ModuleType, device: str) -> None:
     """Tensors whose sign torch has put off to be changed."""
     input = torch.randn(4, 5, device=device)
