@@ -66,7 +66,12 @@ problem = _reason and f"crrelu_ext runs without its native kernels: {_reason}. T
 if problem:
     warnings.warn(problem, RuntimeWarning, stacklevel=2)
 if _C is not None:
-    _C.isa()  # an unknown or unsupported CRRELU_EXT_ISA raises here, not in the first call
+    try:
+        _C.isa()  # an unknown or unsupported CRRELU_EXT_ISA raises here, not in the first call
+    except RuntimeError as error:
+        if not (sys.argv[:1] == ["-m"] and "crrelu_ext" in sys.orig_argv):
+            raise
+        _C, native, problem = None, False, str(error)  # for `python -m crrelu_ext` to report
 
 try:
     __version__ = importlib.metadata.version("crrelu-ext")

@@ -119,6 +119,14 @@ def test_unknown_isa_is_an_error_at_import(package: Path) -> None:
     assert "scalar" in process.stderr
 
 
+def test_the_report_names_an_unknown_isa(package: Path) -> None:
+    process = run(package, "-m", "crrelu_ext", CRRELU_EXT_ISA="sse")
+    assert process.returncode == 1
+    assert process.stderr == ""
+    assert f"torch       {torch.__version__}" in process.stdout
+    assert 'Problem: CRRELU_EXT_ISA is "sse", which is not an instruction set' in process.stdout
+
+
 def test_report(package: Path) -> None:
     healthy = run(package, "-m", "crrelu_ext")
     assert healthy.returncode == 0, healthy.stdout
