@@ -23,7 +23,7 @@ class CRReLUMLP(nn.Module):
     chooses by itself what to keep.
 
     Args:
-        in_features, hidden_features: the widths.
+        in_features, hidden_features: the widths, positive.
         out_features: as ``in_features`` if None.
         bias: whether the two linear layers have one.
         per_channel: an epsilon for each hidden feature, rather than one for all.
@@ -32,6 +32,9 @@ class CRReLUMLP(nn.Module):
 
     Shapes:
         input (..., in_features), output (..., out_features).
+
+    Raises:
+        ValueError, TypeError: an argument that is not as said.
     """
 
     def __init__(
@@ -46,8 +49,18 @@ class CRReLUMLP(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         out_features = in_features if out_features is None else out_features
+        widths = {
+            "in_features": in_features,
+            "hidden_features": hidden_features,
+            "out_features": out_features,
+        }
+        for name, width in widths.items():
+            if not isinstance(width, int):
+                raise TypeError(f"{name} is {width!r}; allowed is an int")
+            if width < 1:
+                raise ValueError(f"{name} is {width}; allowed are 1 and more")
+        super().__init__()
         self.fc1 = nn.Linear(in_features, hidden_features, bias, device=device, dtype=dtype)
         channels = hidden_features if per_channel else 1
         self.act = CRReLU(channels, init, channel_dim=-1, device=device, dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,16 @@ def test_autocast(dtype: torch.dtype) -> None:
         actual, torch.autograd.grad(expected.float().sum(), parameters), rtol=2e-2, atol=2e-2
     )
     assert all(g.dtype == torch.float32 for g in actual)
+
+
+@pytest.mark.parametrize("name", ["in_features", "hidden_features", "out_features"])
+def test_bad_widths(name: str) -> None:
+    widths: dict[str, Any] = {"in_features": 6, "hidden_features": 24, "out_features": 5}
+    for width in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} is {width}; allowed are 1 and more"):
+            CRReLUMLP(**widths | {name: width})
+    with pytest.raises(TypeError, match=f"{name} is 2.5; allowed is an int"):
+        CRReLUMLP(**widths | {name: 2.5})
 
 
 def test_state_dict() -> None:
