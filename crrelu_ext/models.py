@@ -101,7 +101,11 @@ def register() -> list[str]:
     it by itself.
 
     Returns:
-        The packages that know the name now.
+        The packages that know the name now: of the two, those that are installed. None is no error:
+        a program that can do without them may call this all the same.
+
+    Raises:
+        ImportError: one of them is installed, but does not load.
     """
     found = [name for name in _REGISTRATIONS if importlib.util.find_spec(name)]
     for name in found:

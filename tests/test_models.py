@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import pickle
 from collections.abc import Callable
@@ -137,6 +138,11 @@ def training_step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None
         assert torch.isfinite(parameter).all(), name
         if name.endswith("epsilon"):
             assert not torch.equal(parameter, before[name]), name
+
+
+def test_registration_where_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert register() == []
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
