@@ -21,6 +21,8 @@ NARROWEST = 0.25 / BINS_PER_SCALE
 SMALLEST, SMALLEST_PART = 2.0**-20, 2.0**-10
 """A scale is at least this, and this part of the location: an input that does not vary would have
 it narrowed without end, until float32 could not tell the bins apart."""
+LARGEST = 2.0**120
+"""A scale is at most this: the knots of a table, REACH scales away, are finite in float32."""
 
 
 class Places:
@@ -75,8 +77,8 @@ class Places:
 
 
 def at_least(location: Tensor, scale: Tensor) -> Tensor:
-    """The scales, no smaller than bins around these locations may be."""
-    return scale.clamp(min=SMALLEST).maximum(SMALLEST_PART * location.abs())
+    """The scales, no smaller than bins around these locations may be, and at most LARGEST."""
+    return scale.clamp(SMALLEST, LARGEST).maximum(SMALLEST_PART * location.abs())
 
 
 def moments(masses: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,6 +138,16 @@ def test_wide_inputs_are_reached() -> None:
     assert counts[0, NOT_FINITE] == 0
 
 
+@pytest.mark.parametrize("kind", [DynamicActivation, DynamicCRReLU])
+def test_inputs_near_the_largest_number(kind: type[nn.Module]) -> None:
+    """Bins and tables stop short of them: a knot at infinity would make every output NaN."""
+    act = kind()
+    scheduler = ActivationScheduler(act, every=1, warmup=4)
+    for _ in range(50):
+        assert act(torch.rand(1000) * 3e38).isfinite().all()
+        scheduler.step()
+
+
 def test_joined_moments_are_those_of_all_elements() -> None:
     """Two measurements, none forgotten, beside one of all elements together."""
     parts = [torch.randn(3000, dtype=torch.float64), torch.randn(1000, dtype=torch.float64) * 2 + 1]
