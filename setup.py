@@ -105,7 +105,10 @@ def native_build() -> dict[str, Any]:
             self.build_temp = f"build/objects-{torch.__version__}"
 
         def run(self) -> None:
-            super().run()
+            try:
+                super().run()
+            except RuntimeError as error:  # under a traceback the compiler's words would be buried
+                raise SystemExit(f"crrelu_ext was not built: {error}") from None
             command = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
             compiler = subprocess.check_output(command, text=True).splitlines()[0]
             package = Path(self.get_ext_fullpath("crrelu_ext._C")).parent

@@ -157,6 +157,16 @@ def test_without_compiler(with_torch: Environment, source: Path) -> None:
     assert "apt install g++" in printed
 
 
+def test_compiler_error(with_torch: Environment, source: Path) -> None:
+    """The compiler's words are among the last lines."""
+    (source / "csrc" / "autograd.cpp").write_text("#error broken here\n")
+    status, printed = with_torch.run("-m", "pip", "install", source, MAX_JOBS="1")
+    assert status == 1
+    assert "#error broken here" in printed
+    assert "crrelu_ext was not built: Error compiling objects" in printed
+    assert "Traceback" not in printed
+
+
 def test_no_native(with_torch: Environment, source: Path) -> None:
     with_torch.pip_install(source, PATH=str(with_torch.bin), CRRELU_EXT_NO_NATIVE="1")
     with_torch.assert_fallback(
