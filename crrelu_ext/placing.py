@@ -71,12 +71,12 @@ class Places:
         joined = (1 - part) + part * variance + part * (1 - part) * mean**2
         self.location = self.location + self.scale * part * mean
         factor = joined.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
-        self.scale = at_least(self.location, self.scale * factor)
+        self.scale = bounded(self.location, self.scale * factor)
         self.weight = (weight + inside).where(~beyond, 0.0)
         return measured
 
 
-def at_least(location: Tensor, scale: Tensor) -> Tensor:
+def bounded(location: Tensor, scale: Tensor) -> Tensor:
     """The scales, no smaller than bins around these locations may be, and at most LARGEST."""
     return scale.clamp(SMALLEST, LARGEST).maximum(SMALLEST_PART * location.abs())
 

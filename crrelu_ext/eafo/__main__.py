@@ -139,7 +139,7 @@ def load_model(text: str) -> nn.Module:
     model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model {text!r} is a {type(model).__name__}; allowed is a torch.nn.Module"
+            f"model {text!r} has type {type(model).__name__}; allowed is a torch.nn.Module"
         )
     return model
 

@@ -57,10 +57,12 @@ def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:
     """Raises a TypeError or ValueError unless it maps each element of a tensor by itself."""
     if not callable(activation):
         given = type(activation).__name__
-        raise TypeError(f"activation is a {given}; allowed is a callable on tensors")
+        raise TypeError(f"activation has type {given}; allowed is a callable on tensors")
     value = activation(x)
     if not isinstance(value, Tensor):
-        raise TypeError(f"activation returned a {type(value).__name__}; allowed is a torch.Tensor")
+        raise TypeError(
+            f"activation's result has type {type(value).__name__}; allowed is a torch.Tensor"
+        )
     alone = activation(x[::2])  # vector and scalar code may differ in the last bits
     if value.shape != x.shape or not torch.allclose(
         alone, value[::2], rtol=1e-9, atol=1e-12, equal_nan=True

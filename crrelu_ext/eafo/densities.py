@@ -65,7 +65,7 @@ class SampleDensity:
 
 def _refuse_unless_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; allowed is a torch.Tensor")
+        raise TypeError(f"{name} has type {type(value).__name__}; allowed is a torch.Tensor")
 
 
 def bandwidths(n: _Number, sigma: _Number) -> tuple[_Number, _Number]:
@@ -216,7 +216,7 @@ def as_density(density: DensityLike) -> Density:
     else:
         given = type(density).__name__
         raise TypeError(
-            f"density is a {given}; allowed are a torch.distributions.Distribution, a "
+            f"density has type {given}; allowed are a torch.distributions.Distribution, a "
             "SampleDensity and a HistogramDensity"
         )
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)

@@ -23,7 +23,7 @@ from crrelu_ext.eafo.densities import (
 )
 from crrelu_ext.eafo.grid import Grid, Problems
 from crrelu_ext.eafo.span import FLOOR, Span
-from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, at_least, moments
+from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, bounded, moments
 
 KNOTS = 257
 FUNCTIONS = 8
@@ -108,7 +108,7 @@ class Streams:
         old = self._grid()
         spline = old.spline(self.values)
         location = self.location + (self.scale * shift).where(far, 0.0)
-        scale = at_least(location, self.scale * factor).where(far, self.scale)
+        scale = bounded(location, self.scale * factor).where(far, self.scale)
         positions = ((self.location - location) / scale)[:, None] + CENTERS * (self.scale / scale)[
             :, None
         ]

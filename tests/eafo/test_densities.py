@@ -127,15 +127,15 @@ def test_histograms_that_are_refused(edges: torch.Tensor, counts: torch.Tensor, 
 
 
 def test_what_is_no_density_is_refused() -> None:
-    with pytest.raises(TypeError, match="density is a float"):
+    with pytest.raises(TypeError, match="density has type float"):
         eafo.output_entropy(identity, 3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         eafo.output_entropy(identity, Normal(torch.zeros(2), torch.ones(2)))
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         eafo.output_entropy(identity, MultivariateNormal(torch.zeros(2), torch.eye(2)))
-    with pytest.raises(TypeError, match="samples is a list; allowed is"):
+    with pytest.raises(TypeError, match="samples has type list; allowed is"):
         eafo.SampleDensity([1.0, 2.0])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="counts is a list; allowed is"):
+    with pytest.raises(TypeError, match="counts has type list; allowed is"):
         eafo.HistogramDensity(torch.arange(3.0), [1.0, 2.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="discrete"):
         eafo.output_entropy(identity, Bernoulli(0.3))

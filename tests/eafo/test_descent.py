@@ -161,8 +161,8 @@ def test_atoms_are_refused() -> None:
     [
         (lambda x: torch.softmax(x, -1), ValueError, "not elementwise"),
         (lambda x: x.sum(), ValueError, "not elementwise"),
-        (lambda x: 3.0, TypeError, "returned a float"),
-        ("softplus", TypeError, "activation is a str; allowed is a callable on tensors"),
+        (lambda x: 3.0, TypeError, "result has type float"),
+        ("softplus", TypeError, "activation has type str; allowed is a callable on tensors"),
         (torch.log, ValueError, "inf or NaN at x ="),
         (lambda x: x - x.floor(), ValueError, "jumps against its slope"),
     ],
