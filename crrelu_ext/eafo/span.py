@@ -93,12 +93,13 @@ class Span:
             coefficients: of the steps, (problems, functions); floor: (problems, knots).
         """
         sign = self.problems.f.first.sign()
-        slopes = self._basis.first * sign[..., None]
+        rows = self._basis.first * sign[..., None]
         least = (floor - self.problems.f.first.abs()).clamp(max=0.0)
-        below = ((slopes @ coefficients[..., None])[..., 0] < least).any(-1)
-        nearest = coefficients.clone()
-        for i in (below & self.resolved).nonzero().flatten().tolist():
-            nearest[i] = _nearest(coefficients[i], self._root[i], slopes[i], least[i])
+        below = (rows @ coefficients[..., None])[..., 0] < least
+        nearest, sinks = coefficients.clone(), below.any(-1) & self.resolved
+        if sinks.any():
+            parts = (coefficients, self._root, rows, least)
+            nearest[sinks] = _nearest(*(part[sinks] for part in parts))
         return nearest
 
 
@@ -108,14 +109,17 @@ def _nearest(wanted: Tensor, root: Tensor, rows: Tensor, least: Tensor) -> Tenso
     Lawson and Hanson's least distance programming: with z = rootᵀ (c - wanted)/size it asks for the
     smallest z with a z >= b, which the residual of one non-negative least-squares problem gives,
     and gives to all digits if z is not long: c = 0 would do, so with this size it is at most 1.
+
+    Shapes:
+        wanted: (problems, n); root: (problems, n, n); rows: (problems, m, n); least: (problems, m).
     """
-    size = (root.T @ wanted).norm()
+    wanted, least = wanted[..., None], least[..., None]
+    size = (root.mT @ wanted).norm(dim=1, keepdim=True)
     a = torch.linalg.solve_triangular(root, rows.mT, upper=False)
     b = (least - rows @ wanted) / size
-    matrix = torch.cat([a, b[None]]).numpy()
-    target = np.zeros(len(matrix))
-    target[-1] = 1.0
-    weights, _ = nnls(matrix, target)
-    residual = torch.from_numpy(matrix @ weights - target)
-    z = -residual[:-1] / residual[-1] * size
-    return wanted + torch.linalg.solve_triangular(root.mT, z[:, None], upper=True)[:, 0]
+    matrix = torch.cat([a, b.mT], 1)
+    target = np.append(np.zeros(a.shape[1]), 1.0)
+    weights = np.stack([nnls(one, target)[0] for one in matrix.numpy()])
+    residual = matrix @ torch.from_numpy(weights)[..., None] - torch.from_numpy(target)[:, None]
+    z = -residual[:, :-1] / residual[:, -1:] * size
+    return (wanted + torch.linalg.solve_triangular(root.mT, z, upper=True))[..., 0]

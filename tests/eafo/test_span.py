@@ -190,9 +190,9 @@ DESCENTS: list[tuple[Callable[[Tensor], Tensor], Distribution]] = [
 def test_a_descent_goes_on(
     activation: Callable[[Tensor], Tensor], density: Distribution, fixed_variance: bool
 ) -> None:
-    result = eafo.improve(activation, density, steps=12, functions=6, fixed_variance=fixed_variance)
+    result = eafo.improve(activation, density, steps=8, functions=6, fixed_variance=fixed_variance)
     assert result.stopped is None
-    assert len(result.steps) == 12
+    assert len(result.steps) == 8
     for step in result.steps:
         assert step.entropy_after < step.entropy_before
         assert step.slope < 0
