@@ -47,7 +47,8 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("isa", [isa for isa in INFO["isa_available"] if isa != INFO["isa"]])
 def test_kernels(isa: str) -> None:
-    options = ("-k", "not (cuda or compiled or opcheck or sharded)", "--tb=short", "-p", "no:cacheprovider")
+    chosen = "not (cuda or compiled or opcheck or sharded)"
+    options = ("-k", chosen, "--tb=short", "-p", "no:cacheprovider")
     process = run(isa, "-m", "pytest", *options, *TESTS_OF_KERNELS)
     assert process.returncode == 0, process.stdout
     assert f"crrelu_ext: {isa} of" in process.stdout
