@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -97,8 +98,8 @@ class ActivationScheduler:
                 raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {least} on")
         positive = {"trust": trust} | ({} if step_size is None else {"step_size": step_size})
         for name, number in positive.items():
-            if not _is_number(number) or not number > 0:
-                raise ValueError(f"{name} is {number!r}; allowed are positive numbers")
+            if not _is_number(number) or not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number!r}; allowed are positive, finite numbers")
         if not _is_number(forgetting) or not 0 <= forgetting <= 1:
             raise ValueError(f"forgetting is {forgetting!r}; allowed are numbers from 0 to 1")
         self.layers = {
@@ -205,6 +206,12 @@ class ActivationScheduler:
                 f"state has layers, with their kinds and channels, {given}; allowed are those of "
                 f"the model, {own}"
             )
+        for name, kind in self._kinds.items():
+            if state[name].keys() != kind.state().keys():
+                raise ValueError(
+                    f"state has {sorted(state[name])} of the {name}; allowed are "
+                    f"{sorted(kind.state())}"
+                )
         self.steps = state["steps"]
         for name, kind in self._kinds.items():
             kind.load_state(state[name])

@@ -259,11 +259,32 @@ def test_it_does_not_stop_by_itself() -> None:
     (history,) = scheduler.history.values()
     assert len(history) == 195
     assert all(falls(update) for update in history)
-    assert history[0].entropy_before - history[-1].entropy > 0.3  # type: ignore[operator]
+    assert history[0].entropy_before - history[-1].entropy > 0.8  # type: ignore[operator]
     x = torch.linspace(-4, 4, 400, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(act.start(x, act.histogram.place[1].double()).sum(), x)
     (last,) = torch.autograd.grad(act.double()(x).sum(), x)
     assert 0.15 < (last / first).min() < 0.3  # 0.2, but for the table's interpolation
+
+
+@pytest.mark.parametrize("start", [F.softplus, F.elu, torch.exp])
+def test_it_goes_on_where_the_slope_falls_off_fast(start: Any) -> None:
+    """The function is kept as a spline, which must not be less accurate than its slope is small."""
+    act = DynamicActivation(start)
+    scheduler = ActivationScheduler(act, every=2, warmup=8, total=10_000, trust=0.01)
+    train(scheduler, {act: Normal(0.0, 4.0)}, 128)
+    (history,) = scheduler.history.values()
+    assert sum(update.refusal is None for update in history) > 50
+
+
+@pytest.mark.parametrize("start", [torch.exp, torch.sinh, lambda x: (x + 9).log()])
+def test_it_follows_to_where_the_start_is_not_finite(start: Any) -> None:
+    act = DynamicActivation(start)
+    scheduler = ActivationScheduler(act, every=2, warmup=8, total=400)
+    for step in range(150):
+        scale = 0.5 * min(1.1 ** max(step - 20, 0), 400.0)
+        assert act(scale * torch.randn(2000)).isfinite().all()
+        scheduler.step()
+    assert act.histogram.place[1] > 10
 
 
 def test_it_finds_its_input_and_lowers_the_entropy() -> None:
@@ -528,6 +549,7 @@ def test_tensorboard() -> None:
         ({"warmup": 3}, "warmup is 3; allowed are whole numbers from 4 on"),
         ({"trust": 0.0}, "trust is 0.0; allowed are positive"),
         ({"trust": "x"}, "trust is 'x'; allowed are positive"),
+        ({"trust": math.inf}, "trust is inf; allowed are positive, finite numbers"),
         ({"step_size": -1.0}, "step_size is -1.0; allowed are positive"),
         ({"forgetting": 2}, "forgetting is 2; allowed are numbers from 0 to 1"),
         ({"forgetting": None}, "forgetting is None; allowed"),
@@ -559,5 +581,9 @@ def test_a_state_of_other_layers_is_refused() -> None:
     of_another_kind = ActivationScheduler(DynamicCRReLU())
     with pytest.raises(ValueError, match=r"DynamicActivation.* allowed .*DynamicCRReLU"):
         of_another_kind.load_state_dict(other.state_dict())
+    incomplete = other.state_dict()
+    del incomplete["tables"]["values"]
+    with pytest.raises(ValueError, match=r"state has \['first_values', .* of the tables; allowed"):
+        other.load_state_dict(incomplete)
     with pytest.raises(ValueError, match=r"state has \[\]; allowed is what state_dict\(\)"):
         scheduler.load_state_dict({})

@@ -16,6 +16,7 @@ a floor, the nearest one is taken that does not.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -30,24 +31,35 @@ MOST = 16
 """Functions; the engine's splines are made for details as fine as theirs."""
 FLOOR = 0.2
 """The part of the slope at the start that f' keeps everywhere."""
-FAR = 40.0
-"""In scales: to float64 ψ is 0 from there on."""
+LONGEST = 1e3
+"""In scales: longer steps are cut to this, before what the floor leaves of them is rounding."""
 NEGLIGIBLE = 1e-6
 """The part of its terms below which a slope may be rounding, or due to the tails cut off."""
 
 
 def hermite(grid: Grid, functions: int) -> Jet:
-    """ψ_k, and derivatives in x, at the knots: (problems, knots, functions) each."""
-    u = torch.sinh(grid.t).clamp(-FAR, FAR)
-    norms = np.sqrt([float(math.factorial(k)) for k in range(functions)])
-    polynomials = torch.from_numpy(hermite_e.hermevander(u.numpy(), functions + 1))
-    falling = torch.exp(-(u**2) / 2)[..., None] / torch.from_numpy(norms)
+    """ψ_k, and derivatives in x, at the knots: (problems, knots, functions) each.
+
+    The derivatives are those of the grid's splines, since a step is kept as such a spline: where f'
+    is small it matters that they agree. All problems must have the same ends.
+    """
+    unit = _unit_hermite(tuple(grid.ends[0].tolist()), grid.knots, grid.stride, functions)
     scale = grid.scale[:, None, None]
-    value, first, second = (  # (He_k exp(-u²/2))' = -He_{k+1} exp(-u²/2)
-        polynomials[..., order : order + functions] * falling / (-scale) ** order
-        for order in range(3)
-    )
-    return Jet(value, first, second)
+    parts = (unit.value, unit.first, unit.second)
+    return Jet(*(part.T / scale**order for order, part in enumerate(parts)))
+
+
+@functools.lru_cache(maxsize=8)
+def _unit_hermite(ends: tuple[float, ...], knots: int, stride: int, functions: int) -> Jet:
+    """At location 0 and scale 1, (functions, knots): each function is a problem of a grid."""
+    one = torch.ones(functions, dtype=torch.float64)
+    rows = torch.tensor([ends], dtype=torch.float64).expand(functions, -1)
+    grid = Grid(0 * one, one, rows, knots, stride=stride)
+    u = torch.sinh(grid.t[0]).clamp(-40, 40)  # where to float64 all are 0
+    polynomials = torch.from_numpy(hermite_e.hermevander(u.numpy(), functions - 1)).T
+    norms = torch.tensor([math.factorial(k) for k in range(functions)], dtype=torch.float64).sqrt()
+    values = polynomials * torch.exp(-(u**2) / 2) / norms[:, None]
+    return grid.jet(grid.spline(values))
 
 
 class Span:
@@ -92,6 +104,8 @@ class Span:
         Args:
             coefficients: of the steps, (problems, functions); floor: (problems, knots).
         """
+        length = self.largest(coefficients) / self.problems.grid.scale
+        coefficients = coefficients / (length / LONGEST).clamp(min=1.0)[:, None]
         sign = self.problems.f.first.sign()
         rows = self._basis.first * sign[..., None]
         least = (floor - self.problems.f.first.abs()).clamp(max=0.0)

@@ -58,23 +58,23 @@ class Streams:
         self.starts = list(starts)
         self.location = torch.zeros(layers, dtype=torch.float64)
         self.scale = torch.ones(layers, dtype=torch.float64)
-        self.first_scale = self.scale.clone()
         self.masses = torch.zeros(layers, BINS, dtype=torch.float64)
         self.outside = torch.zeros(layers, dtype=torch.float64)
         self.not_finite = torch.zeros(layers, dtype=torch.float64)
-        self.values = self._started(self._grid().x)
+        self._start()
 
     def state(self) -> dict[str, Tensor]:
-        names = ("location", "scale", "first_scale", "masses", "outside", "not_finite", "values")
+        names = ("location", "scale", "masses", "outside", "not_finite", "first_values", "values")
         return {name: getattr(self, name).clone() for name in names}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, saved in state.items():
             getattr(self, name).copy_(saved)
 
-    def _started(self, x: Tensor) -> Tensor:
-        layers = zip(self.starts, x, self.first_scale, strict=True)
-        return torch.stack([f(row, scale).detach() for f, row, scale in layers])
+    def _start(self) -> None:
+        layers = zip(self.starts, self._grid().x, self.scale, strict=True)
+        self.first_values = torch.stack([f(x, scale).detach() for f, x, scale in layers])
+        self.values = self.first_values.clone()
 
     def _grid(self) -> Grid:
         ends = torch.tensor([[-_END, _END]], dtype=torch.float64).expand(len(self.starts), 2)
@@ -90,8 +90,7 @@ class Streams:
     def calibrate(self) -> None:
         """Lays grid and bins where the input is, and begins there with the starting functions."""
         self._follow(drift=0.0)
-        self.first_scale = self.scale.clone()
-        self.values = self._started(self._grid().x)
+        self._start()
         self.masses, self.outside = torch.zeros_like(self.masses), torch.zeros_like(self.outside)
 
     def _follow(self, drift: float) -> None:
@@ -106,7 +105,6 @@ class Streams:
         if not far.any():
             return
         old = self._grid()
-        spline = old.spline(self.values)
         location = self.location + (self.scale * shift).where(far, 0.0)
         scale = bounded(location, self.scale * factor).where(far, self.scale)
         positions = ((self.location - location) / scale)[:, None] + CENTERS * (self.scale / scale)[
@@ -117,11 +115,16 @@ class Streams:
         self.masses = moved
         new = Grid(location, scale, old.ends, KNOTS)
         s = (new.x - self.location[:, None]) / self.scale[:, None]
-        values, first = self._evaluate(spline, s)
-        nearest = s.clamp(-REACH, REACH)
-        values = values + first * (s - nearest) * self.scale[:, None]  # along the tangents
-        self.values = values.where(far[:, None], self.values)
+        self.values, self.first_values = (
+            self._carried(old.spline(values), s).where(far[:, None], values)
+            for values in (self.values, self.first_values)
+        )
         self.location, self.scale = location, scale
+
+    def _carried(self, spline: Callable[..., np.ndarray], s: Tensor) -> Tensor:
+        """The splines' values at s, beyond reach along the tangents."""
+        values, slopes = self._evaluate(spline, s)
+        return values + slopes * (s - s.clamp(-REACH, REACH)) * self.scale[:, None]
 
     def _evaluate(self, spline: Callable[..., np.ndarray], s: Tensor) -> tuple[Tensor, Tensor]:
         """The splines' values and slopes in x at the nearest places within reach.
@@ -163,6 +166,7 @@ class Streams:
             size = size.clamp(max=step_size)
         step, part = self._step(span, size[:, None] * span.downwards, floor, reach)
         moved = problems.moved(span.jet(step), part)
+        least = torch.minimum(problems.f.first, moved.f.first).amin(-1)
         samples = self.masses.sum(-1)
         before, after = problems.entropy(), moved.entropy()
         reasons = {
@@ -170,7 +174,7 @@ class Streams:
             "too much of the input beyond the histogram": self.outside
             > OUTSIDE * (samples + self.outside),
             "the input does not vary": moments(self.masses)[1] < BINS_PER_SCALE**-2,
-            "the function is not increasing": (problems.f.first <= 0).any(-1),
+            "the function is not increasing": ~(least > 0),
             "the functions are not told apart": ~span.resolved,
             "the measured entropy does not fall": ~(after < before),
         }
@@ -194,8 +198,8 @@ class Streams:
     def _problems(self) -> tuple[Problems, Tensor]:
         """The functions under the densities; and the least slopes, (layers, knots)."""
         grid = self._grid()
-        f, start = (grid.jet(grid.spline(v)) for v in (self.values, self._started(grid.x)))
-        return Problems(grid, self._log_density(), f), FLOOR * start.first
+        f, first = (grid.jet(grid.spline(v)) for v in (self.values, self.first_values))
+        return Problems(grid, self._log_density(), f), FLOOR * first.first
 
     def _log_density(self) -> Tensor:
         """log p at the knots, with about the engine's bandwidths, at least a bin."""

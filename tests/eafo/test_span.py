@@ -61,7 +61,8 @@ def test_hermite_functions() -> None:
                 for knot in (0, 60, 128, 150, 256):
                     u = (grid.x[row, knot].item() - location) / scale
                     expected = psi(k, u, number) / scale**number
-                    assert part[row, knot, k].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+                    tolerance = (1e-12, 1e-5, 1e-3)[number]  # of the splines
+                    assert part[row, knot, k].item() == pytest.approx(expected, abs=tolerance)
 
 
 def test_far_out_they_are_zero() -> None:
@@ -71,7 +72,7 @@ def test_far_out_they_are_zero() -> None:
     basis = hermite(Grid(one, one, ends, 101), MOST)
     for part in (basis.value, basis.first, basis.second):
         assert part.isfinite().all()
-        assert (part[0, [0, -1]] == 0).all()
+        assert (part[0, [0, -1]].abs() < 1e-300).all()
 
 
 def test_the_projection_is_the_one_by_quadrature() -> None:
@@ -196,6 +197,9 @@ def test_a_descent_goes_on(
     for step in result.steps:
         assert step.entropy_after < step.entropy_before
         assert step.slope < 0
+        if not fixed_variance:  # H is concave, and falls at least as at the start
+            fall = step.entropy_before - step.entropy_after
+            assert fall >= -step.slope * step.step_size * (1 - 1e-6)
         assert step.error < 1e-5
     fall = result.steps[0].entropy_before - result.steps[-1].entropy_after
     assert fall > 0.005
@@ -214,7 +218,14 @@ def test_how_far_softplus_goes() -> None:
     assert [round(step.entropy_after, 3) for step in along_d.steps][2:] == [0.202]
     among = eafo.improve(F.softplus, NORMAL, steps=20, functions=8)
     assert len(among.steps) == 20
-    assert among.steps[-1].entropy_after == pytest.approx(-0.235, abs=5e-4)
+    assert among.steps[-1].entropy_after == pytest.approx(-0.594, abs=5e-4)
+
+
+def test_where_the_slope_falls_off_fast() -> None:
+    """In the tails f' is e^-30 of its size, and a step must not be less accurate than that."""
+    wide = eafo.improve(F.softplus, Normal(0.0, 5.0), steps=10, functions=8)
+    assert wide.stopped is None
+    assert wide.steps[0].entropy_before - wide.steps[-1].entropy_after > 0.05
 
 
 def test_a_decreasing_function_is_the_mirror_image() -> None:
@@ -228,7 +239,8 @@ def test_a_decreasing_function_is_the_mirror_image() -> None:
 
 def test_where_the_projection_vanishes_the_descent_ends() -> None:
     with_one = eafo.improve(F.softplus, NORMAL, steps=50, functions=1)
-    assert with_one.stopped == "f is stationary: D vanishes, as for the worst activation"
+    assert with_one.stopped is not None
+    assert with_one.stopped.startswith("f is stationary: no step among these functions")
     assert 0 < len(with_one.steps) < 50
     worst = eafo.worst_activation(NORMAL)
     assert eafo.improve(worst, NORMAL, functions=4).steps == ()
@@ -245,7 +257,7 @@ def test_a_step_of_a_given_size() -> None:
 
 REFUSED: list[tuple[Callable[[Tensor], Tensor], Any, str]] = [
     (F.gelu, 4, "activation turns at x = -0.75.*allowed with functions are monotone ones"),
-    (F.softplus, 0, "functions is 0; allowed are None and 1 to 16"),
+    (F.softplus, 0, "functions is 0; allowed are None and ints from 1 to 16"),
     (F.softplus, 17, "functions is 17"),
     (F.softplus, 2.5, "functions is 2.5"),
     (F.relu, 4, "an atom"),
