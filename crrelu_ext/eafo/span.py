@@ -32,7 +32,8 @@ MOST = 16
 FLOOR = 0.2
 """The part of the slope at the start that f' keeps everywhere."""
 LONGEST = 1e3
-"""In scales: longer steps are cut to this, before what the floor leaves of them is rounding."""
+"""In scales times the largest slope: longer steps are cut to this, before what the floor leaves of
+them is rounding."""
 NEGLIGIBLE = 1e-6
 """The part of its terms below which a slope may be rounding, or due to the tails cut off."""
 
@@ -104,11 +105,11 @@ class Span:
         Args:
             coefficients: of the steps, (problems, functions); floor: (problems, knots).
         """
-        length = self.largest(coefficients) / self.problems.grid.scale
-        coefficients = coefficients / (length / LONGEST).clamp(min=1.0)[:, None]
-        sign = self.problems.f.first.sign()
-        rows = self._basis.first * sign[..., None]
-        least = (floor - self.problems.f.first.abs()).clamp(max=0.0)
+        slopes = self.problems.f.first.abs()
+        longest = LONGEST * self.problems.grid.scale * slopes.amax(-1)
+        coefficients = coefficients / (self.largest(coefficients) / longest).clamp(min=1.0)[:, None]
+        rows = self._basis.first * self.problems.f.first.sign()[..., None]
+        least = (floor - slopes).clamp(max=0.0)
         below = (rows @ coefficients[..., None])[..., 0] < least
         nearest, sinks = coefficients.clone(), below.any(-1) & self.resolved
         if sinks.any():

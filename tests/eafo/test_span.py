@@ -237,6 +237,15 @@ def test_a_decreasing_function_is_the_mirror_image() -> None:
     assert torch.allclose(up.activation(x), -down.activation(x), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("gain", [1e-6, 1e6])
+def test_units_do_not_matter(gain: float) -> None:
+    """Of the output; those of the input are the density's own."""
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    one = eafo.improve(F.softplus, NORMAL, steps=4, functions=6)
+    other = eafo.improve(lambda x: gain * F.softplus(x), NORMAL, steps=4, functions=6)
+    assert torch.allclose(gain * one.activation(x), other.activation(x), rtol=1e-6)
+
+
 def test_where_the_projection_vanishes_the_descent_ends() -> None:
     with_one = eafo.improve(F.softplus, NORMAL, steps=50, functions=1)
     assert with_one.stopped is not None
