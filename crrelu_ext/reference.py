@@ -233,7 +233,7 @@ def check_arguments(
         dimensions = "1 dimension" if input.dim() == 1 else f"{input.dim()} dimensions"
         raise IndexError(
             f"{op}: channel_dim is {channel_dim}, but {name} has {dimensions}; "
-            f"an epsilon of {epsilon.numel()} values needs a {name} with that dimension"
+            f"an epsilon of {epsilon.numel()} values lies along that dimension of {name}"
         )
     if input.shape[channel_dim] != epsilon.numel():
         raise ValueError(

@@ -48,8 +48,8 @@ inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon, 
   if (epsilon.sym_numel() == 1) return;
   TORCH_CHECK_INDEX(-input.dim() <= channel_dim && channel_dim < input.dim(), op,
                     ": channel_dim is ", channel_dim, ", but ", name, " has ", dimensions(input),
-                    "; an epsilon of ", epsilon.sym_numel(), " values needs a ", name,
-                    " with that dimension");
+                    "; an epsilon of ", epsilon.sym_numel(),
+                    " values lies along that dimension of ", name);
   TORCH_CHECK_VALUE(input.sym_size(channel_dim) == epsilon.sym_numel(), op, ": epsilon has ",
                     epsilon.sym_numel(), " values, but ", name, " has size ",
                     input.sym_size(channel_dim), " along channel_dim ", channel_dim,
