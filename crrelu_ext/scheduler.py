@@ -207,10 +207,10 @@ class ActivationScheduler:
                 f"the model, {own}"
             )
         for name, kind in self._kinds.items():
-            if state[name].keys() != kind.state().keys():
+            saved, needed = set(state.get(name, {})), set(kind.state())
+            if saved != needed:
                 raise ValueError(
-                    f"state has {sorted(state[name])} of the {name}; allowed are "
-                    f"{sorted(kind.state())}"
+                    f"state has {sorted(saved)} of the {name}; allowed are {sorted(needed)}"
                 )
         self.steps = state["steps"]
         for name, kind in self._kinds.items():

@@ -30,7 +30,7 @@ from crrelu_ext.eafo.grid import Grid, Jet, Problems
 MOST = 16
 """Functions; the engine's splines are made for details as fine as theirs."""
 FLOOR = 0.2
-"""The part of the slope at the start that f' keeps everywhere."""
+"""The part of the slope at the start that f' keeps, at every knot."""
 LONGEST = 1e3
 """In scales times the largest slope: longer steps are cut to this, before what the floor leaves of
 them is rounding."""
