@@ -15,20 +15,20 @@ MATRIX := .venv-matrix-$(TORCH)$(if $(filter command environment,$(origin CXX)),
 CXX_FILES := $(shell find csrc examples tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml build_backend/installed_torch.py $(filter csrc/%,$(CXX_FILES))
 
+# One environment for the recipes and for CUDA: torch's CUDA build takes 6 GB of disk.
 CUDA := .venv-cuda
 CUDA_TORCH := torch==2.14.1 torchvision==0.29.1
+NVCC := $(shell command -v nvcc)
 # What `make test` cannot show: the machine code, and on the CPU of the CUDA build what stands between
-# the kernels and a model. timm comes with torchvision, which does not load beside a CPU build.
+# the kernels and a model.
 CUDA_TESTS := tests/cuda --ignore=tests/cuda/test_simt.py $(patsubst %,tests/test_%.py,accuracy \
 	arguments epsilon_gradient gradients loading models module strides tensors)
 OUT ?= build/gpu
-RECIPES := .venv-recipes
-RECIPES_TORCH := 2.14.1
 STUDY ?= build/study
 STUDY_DYNAMIC ?= build/study-dynamic
 
-.PHONY: help test cuda-check recipes-check gpu gpu-choices study study-dynamic bench bench-quick exhaustive lint format ctest \
-	ctest-aarch64 sdist-check install-matrix matrix clean
+.PHONY: help test has-nvcc cuda-installed cuda-check recipes-check gpu gpu-choices study study-dynamic \
+	bench bench-quick exhaustive lint format ctest ctest-aarch64 sdist-check install-matrix matrix clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,33 +70,29 @@ $(BUILT): $(VENV)/.torch-$(TORCH) $(BUILD_FILES)
 test: $(BUILT)
 	$(PY) -m pytest $(PARALLEL)
 
-# An unpacked sdist in an environment of its own, as matrix does it. Needs nvcc, and no GPU.
-cuda-check:
+# torch's CUDA build, with torchvision (which does not load beside a CPU build), and an unpacked sdist
+# in it, as matrix does it. Needs no GPU; has CUDA kernels where there is nvcc.
+cuda-installed:
 	rm -rf $(CUDA)/source $(CUDA)/*.tar.gz
 	mkdir -p $(CUDA)/source
 	$(PYTHON) -m venv $(CUDA)/venv
-	$(CUDA)/venv/bin/python -m pip install build $(CUDA_TORCH) setuptools ninja hypothesis mpmath \
-		numpy pytest pytest-xdist scipy timm transformers \
+	$(CUDA)/venv/bin/python -m pip install build $(CUDA_TORCH) setuptools ninja \
 		nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(CUDA)/venv/bin/python -m build --sdist --outdir $(CUDA)
 	tar -xzf $(CUDA)/crrelu_ext-*.tar.gz -C $(CUDA)/source --strip-components=1
 	cd $(CUDA)/source && PATH="$(abspath $(CUDA))/venv/bin:$$PATH" \
-		FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0;10.0+PTX' \
-		python -m pip install --no-build-isolation --no-deps -e .
+		FORCE_CUDA=$(if $(NVCC),1,0) TORCH_CUDA_ARCH_LIST='8.0;9.0;10.0+PTX' \
+		python -m pip install --no-build-isolation -e '.[recipes,test]' $(CUDA_TORCH)
+
+recipes-check: cuda-installed
+	cd $(CUDA)/source && ../venv/bin/python -m pytest $(PARALLEL) tests/training
+
+has-nvcc:
+	@test -n '$(NVCC)' || { echo 'make cuda-check needs nvcc, which is not here' >&2; exit 1; }
+
+cuda-check: has-nvcc cuda-installed
 	cd $(CUDA)/source && ../venv/bin/python -m pytest $(PARALLEL) $(CUDA_TESTS)
 	cd $(CUDA)/source && ../venv/bin/python benchmarks/gpu/run.py --dry-run ../gpu
-
-# An unpacked sdist too; torchvision exists for a torch that is not the one in .venv.
-recipes-check:
-	rm -rf $(RECIPES)/source $(RECIPES)/*.tar.gz
-	mkdir -p $(RECIPES)/source
-	$(PYTHON) -m venv $(RECIPES)/venv
-	$(RECIPES)/venv/bin/python -m pip install build torch==$(RECIPES_TORCH) setuptools ninja
-	$(RECIPES)/venv/bin/python -m build --sdist --outdir $(RECIPES)
-	tar -xzf $(RECIPES)/crrelu_ext-*.tar.gz -C $(RECIPES)/source --strip-components=1
-	cd $(RECIPES)/source && PATH="$(abspath $(RECIPES))/venv/bin:$$PATH" FORCE_CUDA=0 \
-		python -m pip install --no-build-isolation -e '.[recipes,test]' torch==$(RECIPES_TORCH)
-	cd $(RECIPES)/source && ../venv/bin/python -m pytest $(PARALLEL) tests/training
 
 gpu:
 	$(PYTHON) benchmarks/gpu/run.py '$(OUT)'
@@ -171,4 +167,4 @@ matrix:
 	$(MAKE) -C $(MATRIX)/source test TORCH=$(TORCH) VENV=../venv
 
 clean:
-	rm -rf .venv .venv-cuda .venv-recipes .venv-matrix-* build dist *.egg-info crrelu_ext/*.so crrelu_ext/_build_config.json
+	rm -rf .venv .venv-cuda .venv-matrix-* build dist *.egg-info crrelu_ext/*.so crrelu_ext/_build_config.json
