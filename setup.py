@@ -79,13 +79,13 @@ def native_build() -> dict[str, Any]:
 
     force_cuda = os.environ.get("FORCE_CUDA", "")
     cuda_home = find_cuda_home() if torch.version.cuda else None
-    if force_cuda == "1" and not (CUDA_SOURCES and cuda_home):
+    if force_cuda == "1" and not cuda_home:
         raise SystemExit(
             f"FORCE_CUDA=1, but CUDA cannot be built: torch {torch.__version__} is built for CUDA "
-            f"{torch.version.cuda}, toolkit found: {cuda_home}, CUDA sources: {CUDA_SOURCES}. "
+            f"{torch.version.cuda}, toolkit found: {cuda_home}. "
             "Install a CUDA build of torch and its toolkit, or set CUDA_HOME to that folder."
         )
-    with_cuda = bool(CUDA_SOURCES and cuda_home) and force_cuda != "0"
+    with_cuda = cuda_home is not None and force_cuda != "0"
     if with_cuda:  # before cpp_extension is imported, which makes its own guess at CUDA_HOME
         os.environ["CUDA_HOME"] = cuda_home
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_arch_list()

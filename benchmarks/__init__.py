@@ -18,7 +18,11 @@ _TRAINING = {
     "transformers": "transformers",
     "yaml": "pyyaml",
 }
-_BENCH = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}
+_BENCH = {
+    "cpuinfo": "py-cpuinfo",
+    "pytest": "pytest",
+    "pytest_benchmark": "pytest-benchmark",
+}
 
 
 def need(extra: str, modules: dict[str, str]) -> None:

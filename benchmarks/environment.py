@@ -7,10 +7,15 @@ import sys
 from datetime import date
 from pathlib import Path
 
-import cpuinfo
 import torch
 
 import crrelu_ext
+
+from . import need_bench
+
+need_bench()
+
+import cpuinfo  # noqa: E402
 
 
 def describe(program: str) -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from crrelu_ext import reference
+from crrelu_ext.elementwise import Function, recorded, refuse_unless_elementwise, slope_of
 from crrelu_ext.functional import tabulated
 
 TOLERANCE = 1e-3
@@ -55,7 +56,7 @@ class DerivedActivation(nn.Module):
 
     def __init__(
         self,
-        activation: Callable[[Tensor], Tensor],
+        activation: Function,
         *,
         lower: float,
         upper: float,
@@ -76,13 +77,14 @@ class DerivedActivation(nn.Module):
                 f"{scale:g}; take more knots, or bounds that are closer",
                 stacklevel=2,
             )
+        device = torch.get_default_device() if device is None else device
         self.register_buffer("table", table.to(device=device, dtype=dtype))
         self.register_buffer("error", torch.tensor(error, device=device, dtype=torch.float32))
 
     def forward(self, input: Tensor) -> Tensor:
         return tabulated(input, self.table)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DerivedActivation:
+    def _apply(self, fn: Function, recurse: bool = True) -> DerivedActivation:
         # model.bfloat16() is meant for what is big; a table in 16 bits would be a stair.
         table, error = self.table, self.error
         super()._apply(fn, recurse)
@@ -95,36 +97,23 @@ class DerivedActivation(nn.Module):
         return f"knots={self.table.shape[1]}, dtype={self.table.dtype}"
 
 
-def tabulate(
-    activation: Callable[[Tensor], Tensor], lower: float, upper: float, knots: int
-) -> tuple[Tensor, float]:
-    """The table of an activation, (3, knots) float64, and its largest error between the knots."""
+def tabulate(activation: Function, lower: float, upper: float, knots: int) -> tuple[Tensor, float]:
+    """The table of an activation, (3, knots) float64 on the CPU, and its largest error between."""
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
-    if not callable(activation):
-        given = type(activation).__name__
-        raise TypeError(f"activation has type {given}; allowed is a callable on tensors")
     if not isinstance(knots, int) or knots < 2:
         raise ValueError(f"knots is {knots}; allowed are whole numbers from 2 on")
-    places = torch.linspace(lower, upper, knots, dtype=torch.float64)
-    between = torch.linspace(lower, upper, _PROBES * (knots - 1) + 1, dtype=torch.float64)
-    with torch.enable_grad():
-        x = places.clone().requires_grad_()
+    linspace = partial(torch.linspace, lower, upper, dtype=torch.float64, device="cpu")
+    places, between = linspace(knots), linspace(_PROBES * (knots - 1) + 1)
+    refuse_unless_elementwise(activation, between)
+    with recorded(places) as x:
         values = activation(x)
-        if not isinstance(values, Tensor):
-            given = type(values).__name__
-            raise TypeError(f"activation's result has type {given}; allowed is a torch.Tensor")
-        if values.shape != x.shape:
-            raise ValueError(
-                f"activation made shape {tuple(values.shape)} of {tuple(x.shape)}; allowed are "
-                "functions that go element by element"
-            )
         if not values.requires_grad:
             raise ValueError(
                 "activation's result does not depend on its input, as far as autograd knows; "
                 "allowed are functions made of torch's differentiable operators"
             )
-        (slopes,) = torch.autograd.grad(values.sum(), x)
+        slopes = slope_of(values, x).detach()
     table = torch.stack([places, values.detach().double(), slopes])
     if not table.isfinite().all():
         place = places[~table.isfinite().all(0)][0].item()

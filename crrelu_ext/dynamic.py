@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from crrelu_ext._nested import is_jagged
 from crrelu_ext._ops import _C
 from crrelu_ext.derived import DerivedActivation
+from crrelu_ext.elementwise import Function
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.modules import CRReLU
 
@@ -110,22 +111,26 @@ class DynamicActivation(DerivedActivation):
             :class:`DerivedActivation`.
     """
 
+    activation: Function | None
+
     def __init__(
         self,
-        activation: Callable[[Tensor], Tensor] | None = None,
+        activation: Function | None = None,
         *,
         knots: int = 64,
         samples: int = 1024,
         device: torch.device | str | None = None,
     ) -> None:
         start = smooth_relu if activation is None else activation
-        super().__init__(start, lower=-REACH, upper=REACH, knots=knots, device=device)
+        super().__init__(start, lower=-REACH, upper=REACH, knots=knots, device="cpu")
         if not (self.table[1].diff() > 0).all():
             raise ValueError(
                 "activation is not increasing from -8 to 8; allowed are those that are"
             )
-        self.activation = activation
+        # Past nn.Module, for which a module here would be a part of the network.
+        object.__setattr__(self, "activation", activation)
         self.histogram = Histogram(1, 0, samples, device)
+        self.to(self.histogram.place.device)
 
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)  # first, since it names what is wrong with an input

@@ -20,7 +20,8 @@ class CRReLUMLP(nn.Module):
     Between the passes it keeps x and fc1(x) alone: the activation, which the backward pass needs
     for fc2's weight, is computed again there. With hidden = 4 · width that is 5/9 of what the same
     three layers in a sequence keep. Under torch.compile it is that sequence, since the compiler
-    chooses by itself what to keep.
+    chooses by itself what to keep; and where ``act`` or ``fc2`` was replaced by a module of another
+    kind, or has hooks.
 
     Args:
         in_features, hidden_features: the widths, positive.
@@ -68,7 +69,7 @@ class CRReLUMLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         hidden = self.fc1(input)
-        if is_compiling() or not native or not torch.is_grad_enabled():
+        if is_compiling() or not native or not torch.is_grad_enabled() or not self._as_built():
             return self.fc2(self.act(hidden))
         weight: Tensor = self.fc2.weight
         bias: Tensor | None = self.fc2.bias
@@ -77,6 +78,19 @@ class CRReLUMLP(nn.Module):
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         return _ActivateAndProject.apply(hidden, self.act.epsilon, weight, bias)
+
+    def _as_built(self) -> bool:
+        """Whether act and fc2 do what _ActivateAndProject does, and nobody watches them."""
+        act = self.act
+        if not (_is_plain(act, CRReLU) and _is_plain(self.fc2, nn.Linear)):
+            return False
+        return act.num_parameters == 1 or act.channel_dim == -1
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    more_hooks = module._backward_hooks, module._backward_pre_hooks
+    return type(module) is kind and not any((*hooks, *more_hooks))
 
 
 class _ActivateAndProject(torch.autograd.Function):

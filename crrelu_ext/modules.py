@@ -31,8 +31,6 @@ class CRReLU(nn.Module):
         ValueError, TypeError: an argument that is not as said.
     """
 
-    __constants__ = ("channel_dim", "init", "num_parameters")
-
     def __init__(
         self,
         num_parameters: int = 1,

@@ -12,6 +12,7 @@ from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, R
 
 CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
 """Of the bins, in scales from the location."""
+SAMPLE = 512
 FEWEST = 16
 """Elements that say something of a place."""
 OUTSIDE = 0.01
@@ -25,8 +26,8 @@ LARGEST = 2.0**120
 """A scale is at most this: the knots of a table, REACH scales away, are finite in float32."""
 
 
-class Places:
-    """Location and scale of each channel's input, from its counts.
+class Measured:
+    """What is known of each channel's input; all attributes that are tensors are the state.
 
     Args:
         channels: of all layers together.
@@ -35,16 +36,22 @@ class Places:
     def __init__(self, channels: int) -> None:
         self.location = torch.zeros(channels, dtype=torch.float64)
         self.scale = torch.ones(channels, dtype=torch.float64)
-        self.weight = torch.zeros(channels, dtype=torch.float64)
         self.not_finite = torch.zeros(channels, dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:
-        names = ("location", "scale", "weight", "not_finite")
-        return {name: getattr(self, name).clone() for name in names}
+        return {name: t.clone() for name, t in vars(self).items() if isinstance(t, Tensor)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, saved in state.items():
             getattr(self, name).copy_(saved)
+
+
+class Places(Measured):
+    """Location and scale of each channel's input, from its counts."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight = torch.zeros(channels, dtype=torch.float64)
 
     def follow(self, counts: Tensor, keep: float) -> Tensor:
         """Moves the places to where the input is.
@@ -89,7 +96,7 @@ def moments(masses: Tensor) -> tuple[Tensor, Tensor]:
     return mean[:, 0], variance[:, 0]
 
 
-def sample(masses: Tensor, place: Tensor, number: int = 512) -> Tensor:
+def sample(masses: Tensor, place: Tensor) -> Tensor:
     """The quantiles of histograms around places, as a sample of the input.
 
     Args:
@@ -97,10 +104,10 @@ def sample(masses: Tensor, place: Tensor, number: int = 512) -> Tensor:
         place: (2, channels), location and scale.
 
     Returns:
-        (channels, number); NaN of a channel with too few elements.
+        (channels, 512); NaN of a channel with too few elements.
     """
     total = masses.sum(-1, keepdim=True)
-    levels = (torch.arange(number, dtype=torch.float64) + 0.5) / number * total
+    levels = (torch.arange(SAMPLE, dtype=torch.float64) + 0.5) / SAMPLE * total
     cumulative = masses.cumsum(-1)
     bin = torch.searchsorted(cumulative, levels).clamp(max=BINS - 1)
     inside = masses.gather(-1, bin)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 
 from crrelu_ext._ops import native, problem
-from crrelu_ext.derived import monotone_slopes
-from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU
-from crrelu_ext.functional import crrelu_at
-from crrelu_ext.placing import Places, sample
+from crrelu_ext.dynamic import DynamicActivation, DynamicCRReLU
+from crrelu_ext.updates import Placed, Tables, Update
 
 if TYPE_CHECKING:
     from crrelu_ext.eafo.streaming import Streams  # needs scipy
@@ -23,27 +22,6 @@ class Writer(Protocol):
     """What torch.utils.tensorboard's SummaryWriter has."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Update:
-    """What an update did to one layer; entropies in nats, of the output, under the histogram."""
-
-    step: int
-    """Of the scheduler, from 1."""
-    entropy_before: float | None
-    entropy: float | None
-    """None where too little was measured."""
-    location: float
-    scale: float
-    """Of the input; the mean over channels that have their own."""
-    epsilon: float | None
-    """Of a :class:`DynamicCRReLU`, the mean over its channels; None for a table."""
-    step_size: float
-    """C in f + C D; 0 where the theory refused, and for a :class:`DynamicCRReLU`."""
-    refusal: str | None
-    not_finite: int
-    """Elements counted so far that were NaN or infinite."""
 
 
 class ActivationScheduler:
@@ -75,8 +53,9 @@ class ActivationScheduler:
         history: by layer name, its updates in order.
 
     Raises:
-        ValueError: no such layers, or a number out of range. RuntimeError: no native kernels, which
-        do the measuring. ImportError: no scipy, which the extra ``eafo`` brings.
+        ValueError: no such layers, or a number out of range. TypeError: no model. RuntimeError: no
+        native kernels, which do the measuring. ImportError: no scipy, which the extra ``eafo``
+        brings.
     """
 
     def __init__(
@@ -91,6 +70,9 @@ class ActivationScheduler:
         forgetting: float = 0.1,
         writer: Writer | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            given = type(model).__name__
+            raise TypeError(f"model has type {given}; allowed is a torch.nn.Module")
         if not native:
             raise RuntimeError(f"only the native kernels measure an activation's input. {problem}")
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
@@ -121,12 +103,16 @@ class ActivationScheduler:
         placed = {n: m for n, m in self.layers.items() if isinstance(m, DynamicCRReLU)}
         self._kinds: dict[str, Tables | Placed] = {}
         if tables:
-            from crrelu_ext.eafo.streaming import Streams
-
-            streams = Streams([layer.start for layer in tables.values()])
-            self._kinds["tables"] = Tables(tables, streams)
+            streams = self.make_streams([layer.start for layer in tables.values()])
+            self._kinds["tables"] = Tables(tables, streams, step_size)
         if placed:
             self._kinds["places"] = Placed(placed)
+
+    def make_streams(self, starts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Streams:
+        """What moves the tables; a subclass that moves them otherwise has its own."""
+        from crrelu_ext.eafo.streaming import Streams
+
+        return Streams(starts)
 
     def step(self) -> None:
         """After each of the optimizer's steps."""
@@ -140,16 +126,18 @@ class ActivationScheduler:
         elif (self.steps - self.warmup) % self.every == 0 and trust > 0:
             self._collect()
             for kind in self._kinds.values():
-                self._record(kind.update(self, trust))
+                self._record(kind.update(self.steps, trust))
 
     def _collect(self) -> None:
         """The counts of all layers, over all ranks, to where they are used; empties the layers."""
-        counts = torch.cat([layer.histogram.counts for layer in self.layers.values()])
+        layers = self.layers.values()
+        device = next(iter(layers)).histogram.counts.device
+        counts = torch.cat([layer.histogram.counts.to(device) for layer in layers])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(counts)
-        channels = [len(layer.histogram.counts) for layer in self.layers.values()]
+        channels = [len(layer.histogram.counts) for layer in layers]
         by_layer = dict(zip(self.layers, counts.cpu().split(channels), strict=True))
-        for layer in self.layers.values():
+        for layer in layers:
             layer.histogram.counts.zero_()
         for kind in self._kinds.values():
             kind.absorb(torch.cat([by_layer[name] for name in kind.layers]), 1 - self.forgetting)
@@ -177,7 +165,7 @@ class ActivationScheduler:
         """Everything that a resumed run needs beside the model's own state, as plain values."""
         return {
             "steps": self.steps,
-            **{name: kind.state() for name, kind in self._kinds.items()},
+            **{name: kind.measured.state() for name, kind in self._kinds.items()},
             "kinds": {name: type(layer).__name__ for name, layer in self.layers.items()},
             "counts": {name: layer.histogram.counts.clone() for name, layer in self.layers.items()},
             "history": {
@@ -192,172 +180,42 @@ class ActivationScheduler:
         Raises:
             ValueError: that one had other layers, or it is no such state; nothing is changed.
         """
-        kinds = {name: type(layer).__name__ for name, layer in self.layers.items()}
-        own = {name: (kinds[name], len(m.histogram.counts)) for name, m in self.layers.items()}
-        needed = {"steps", "kinds", "counts", "history"}
-        if not needed <= state.keys():
-            raise ValueError(
-                f"state has {sorted(state)}; allowed is what state_dict() of an "
-                "ActivationScheduler gave"
-            )
-        given = {name: (state["kinds"][name], len(n)) for name, n in state["counts"].items()}
-        if list(given.items()) != list(own.items()):
-            raise ValueError(
-                f"state has layers, with their kinds and channels, {given}; allowed are those of "
-                f"the model, {own}"
-            )
-        for name, kind in self._kinds.items():
-            saved, needed = set(state.get(name, {})), set(kind.state())
-            if saved != needed:
+        own = self.state_dict()
+        given = state if isinstance(state, dict) else {}
+        for part in ("kinds", "counts", *self._kinds, "steps"):
+            form, needed = _form(given.get(part)), _form(own[part])
+            if form != needed:
                 raise ValueError(
-                    f"state has {sorted(saved)} of the {name}; allowed are {sorted(needed)}"
+                    f"state has {part} {form}; allowed is what state_dict() of a scheduler of such "
+                    f"a model gave, with {needed}"
                 )
+        history = _history(given.get("history"), list(self.layers))
         self.steps = state["steps"]
         for name, kind in self._kinds.items():
-            kind.load_state(state[name])
+            kind.measured.load_state(state[name])
         for name, counts in state["counts"].items():
             self.layers[name].histogram.counts.copy_(counts)
-        self.history = {
-            name: [Update(**update) for update in history]
-            for name, history in state["history"].items()
-        }
-
-
-class Tables:
-    """The layers that are tables, and the engine's side of them."""
-
-    def __init__(self, layers: dict[str, DynamicActivation], streams: Streams) -> None:
-        self.layers, self.streams = layers, streams
-        self.state, self.load_state, self.absorb = streams.state, streams.load_state, streams.absorb
-
-    def calibrate(self) -> None:
-        self.streams.calibrate()
-        self._hand_out()
-
-    def update(self, scheduler: ActivationScheduler, trust: float) -> dict[str, Update]:
-        outcome = self.streams.update(trust=trust, step_size=scheduler.step_size)
-        self._hand_out()
-        return {
-            name: Update(
-                step=scheduler.steps,
-                entropy_before=_known(outcome.entropy_before[i]),
-                entropy=_known(outcome.entropy_after[i]),
-                location=self.streams.location[i].item(),
-                scale=self.streams.scale[i].item(),
-                epsilon=None,
-                step_size=outcome.step_size[i].item(),
-                refusal=outcome.refusals[i],
-                not_finite=int(self.streams.not_finite[i].item()),
-            )
-            for i, name in enumerate(self.layers)
-        }
-
-    def _hand_out(self) -> None:
-        """Puts the functions into the layers' tables."""
-        streams = self.streams
-        places = torch.stack([streams.location, streams.scale], -1)
-        tables: dict[int, Tensor] = {}
-        for i, layer in enumerate(self.layers.values()):
-            knots = layer.table.shape[1]
-            if knots not in tables:
-                tables[knots] = streams.tables(knots)
-            table = tables[knots][i]
-            table[2] = monotone_slopes(
-                table[1], table[2], ((table[0, -1] - table[0, 0]) / (knots - 1)).item()
-            )
-            layer.table.copy_(table)
-            layer.histogram.place.copy_(places[i][:, None])
-
-
-class Placed:
-    """The layers whose bump sits where the input is."""
-
-    def __init__(self, layers: dict[str, DynamicCRReLU]) -> None:
-        self.layers = layers
-        self.channels = [layer.num_parameters for layer in layers.values()]
-        self.places = Places(sum(self.channels))
-        self.state, self.load_state = self.places.state, self.places.load_state
-
-    def absorb(self, counts: Tensor, keep: float) -> None:
-        self.counts, self.keep = counts.double(), keep
-
-    def calibrate(self) -> None:
-        self.places.follow(self.counts, 0.0)
-        self._hand_out()
-
-    def update(self, scheduler: ActivationScheduler, trust: float) -> dict[str, Update]:
-        inputs = self._inputs()
-        before = self._outputs(inputs)
-        measured = self.places.follow(self.counts, self.keep).split(self.channels)
-        self._hand_out()
-        entropies = _entropies(before + self._outputs(inputs))
-        not_finite = self.places.not_finite.split(self.channels)
-        return {
-            name: Update(
-                step=scheduler.steps,
-                entropy_before=entropies[i],
-                entropy=entropies[len(self.layers) + i],
-                location=layer.histogram.place[0].mean().item(),
-                scale=layer.histogram.place[1].mean().item(),
-                epsilon=_epsilons(layer).mean().item(),
-                step_size=0.0,
-                refusal=None if measured[i].any() else "too little of the input was measured",
-                not_finite=int(not_finite[i].sum().item()),
-            )
-            for i, (name, layer) in enumerate(self.layers.items())
-        }
-
-    def _inputs(self) -> list[Tensor]:
-        """A sample of each layer's input, (some of its channels, elements)."""
-        by_layer = zip(self.counts.split(self.channels), self.layers.values(), strict=True)
-        return [
-            sample(counts[_some(layer), 1:ABOVE], layer.histogram.place[:, _some(layer)].cpu())
-            for counts, layer in by_layer
-        ]
-
-    def _outputs(self, inputs: list[Tensor]) -> list[Tensor]:
-        """What the layers make of these, as they are now."""
-        outputs = []
-        for x, layer in zip(inputs, self.layers.values(), strict=True):
-            epsilon = _epsilons(layer)[_some(layer)]
-            place = layer.histogram.place[:, _some(layer)].cpu()
-            outputs.append(crrelu_at(x, epsilon, place, channel_dim=0))
-        return outputs
-
-    def _hand_out(self) -> None:
-        places = torch.stack([self.places.location, self.places.scale]).split(self.channels, 1)
-        for layer, place in zip(self.layers.values(), places, strict=True):
-            layer.histogram.place.copy_(place)
+        self.history = history
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _known(entropy: Tensor) -> float | None:
-    return None if entropy.isnan() else entropy.item()
+def _form(state: object) -> str:
+    """What states are compared by: the names in them, the shapes of tensors, text."""
+    if isinstance(state, dict):
+        return "{" + ", ".join(f"{name}: {_form(part)}" for name, part in state.items()) + "}"
+    if isinstance(state, Tensor):
+        return str(tuple(state.shape))
+    return state if isinstance(state, str) else type(state).__name__
 
 
-def _epsilons(layer: DynamicCRReLU) -> Tensor:
-    """All of them, on the CPU, also where they are spread over ranks, as by fully_shard."""
-    epsilon: Any = layer.epsilon.detach()
-    whole: Tensor = epsilon.full_tensor() if hasattr(epsilon, "full_tensor") else epsilon
-    return whole.float().cpu()
-
-
-def _entropies(samples: list[Tensor]) -> list[float | None]:
-    """Of each tensor of samples, the mean over its rows; None if all of these have NaN."""
-    from scipy.stats import differential_entropy
-
-    known = [y[~y.isnan().any(-1)] for y in samples]
-    if not any(map(len, known)):
-        return [None] * len(samples)
-    # At once: scipy's way to the computation takes longer than that.
-    of_rows = torch.from_numpy(differential_entropy(torch.cat(known), axis=-1))
-    parts = of_rows.split([len(y) for y in known])
-    return [part.mean().item() if len(part) else None for part in parts]
-
-
-def _some(layer: DynamicCRReLU) -> slice:
-    """Up to 32 channels, which stand for all where all would take long."""
-    return slice(None, None, -(-layer.num_parameters // 32))
+def _history(saved: Any, layers: list[str]) -> dict[str, list[Update]]:
+    try:
+        history = {name: [Update(**update) for update in ones] for name, ones in saved.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"state has a history that is none: {error}") from None
+    if list(history) != layers:
+        raise ValueError(f"state has a history of {list(history)}; allowed is one of {layers}")
+    return history

@@ -25,16 +25,19 @@ inline bool is_supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }
 
+inline void check_dense(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, op, ": ", name, " has layout ",
+                    tensor.layout(), "; only strided (dense) tensors are allowed");
+}
+
 /// Throws an error that names the argument unless the operator is defined on this input and
 /// epsilon.
-inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim,
-                            const char* op = "crrelu", const char* name = "input") {
-  TORCH_CHECK_VALUE(input.layout() == at::kStrided, op, ": ", name, " has layout ", input.layout(),
-                    "; only strided (dense) tensors are allowed");
+inline void check_arguments(const char* op, const char* name, const at::Tensor& input,
+                            const at::Tensor& epsilon, int64_t channel_dim) {
+  check_dense(op, name, input);
   TORCH_CHECK_TYPE(is_supported(input.scalar_type()), op, ": ", name, " has dtype ",
                    dtype_name(input), "; allowed are float32, float64, bfloat16 and float16");
-  TORCH_CHECK_VALUE(epsilon.layout() == at::kStrided, op, ": epsilon has layout ", epsilon.layout(),
-                    "; only strided (dense) tensors are allowed");
+  check_dense(op, "epsilon", epsilon);
   TORCH_CHECK_TYPE(
       epsilon.scalar_type() == at::kFloat || epsilon.scalar_type() == input.scalar_type(), op,
       ": epsilon has dtype ", dtype_name(epsilon),
@@ -59,8 +62,7 @@ inline void check_arguments(const at::Tensor& input, const at::Tensor& epsilon, 
 /// `tensor` must be as `like` is: of its shape, dtype and device.
 inline void check_alike(const char* op, const char* name, const at::Tensor& tensor,
                         const char* like_name, const at::Tensor& like) {
-  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, op, ": ", name, " has layout ",
-                    tensor.layout(), "; only strided (dense) tensors are allowed");
+  check_dense(op, name, tensor);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == like.sym_sizes(), op, ": ", name, " has shape ",
                     tensor.sym_sizes(), "; allowed is that of ", like_name, ", ", like.sym_sizes());
   TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has dtype ",
@@ -69,23 +71,17 @@ inline void check_alike(const char* op, const char* name, const at::Tensor& tens
               "; allowed is the device of ", like_name, ", ", like.device());
 }
 
-/// For the backward pass.
-inline void check_grad_output(const at::Tensor& grad_output, const at::Tensor& input) {
-  check_alike("crrelu_backward", "grad_output", grad_output, "input", input);
-}
-
-inline void check_glu_arguments(const at::Tensor& gate, const at::Tensor& up,
+inline void check_glu_arguments(const char* op, const at::Tensor& gate, const at::Tensor& up,
                                 const at::Tensor& epsilon, int64_t channel_dim) {
-  check_arguments(gate, epsilon, channel_dim, "crrelu_glu", "gate");
-  check_alike("crrelu_glu", "up", up, "gate", gate);
+  check_arguments(op, "gate", gate, epsilon, channel_dim);
+  check_alike(op, "up", up, "gate", gate);
 }
 
 /// For the placed activation: `place` is location and scale, for each epsilon.
 inline void check_at_arguments(const char* op, const at::Tensor& input, const at::Tensor& epsilon,
                                const at::Tensor& place, int64_t channel_dim) {
-  check_arguments(input, epsilon, channel_dim, op);
-  TORCH_CHECK_VALUE(place.layout() == at::kStrided, op, ": place has layout ", place.layout(),
-                    "; only strided (dense) tensors are allowed");
+  check_arguments(op, "input", input, epsilon, channel_dim);
+  check_dense(op, "place", place);
   TORCH_CHECK_TYPE(place.scalar_type() == at::kFloat || place.scalar_type() == at::kDouble, op,
                    ": place has dtype ", dtype_name(place), "; allowed are float32 and float64");
   TORCH_CHECK_VALUE(
@@ -100,12 +96,10 @@ inline void check_at_arguments(const char* op, const at::Tensor& input, const at
 /// spaced; f there; f' there.
 inline void check_table_arguments(const char* op, const at::Tensor& input,
                                   const at::Tensor& table) {
-  TORCH_CHECK_VALUE(input.layout() == at::kStrided, op, ": input has layout ", input.layout(),
-                    "; only strided (dense) tensors are allowed");
+  check_dense(op, "input", input);
   TORCH_CHECK_TYPE(is_supported(input.scalar_type()), op, ": input has dtype ", dtype_name(input),
                    "; allowed are float32, float64, bfloat16 and float16");
-  TORCH_CHECK_VALUE(table.layout() == at::kStrided, op, ": table has layout ", table.layout(),
-                    "; only strided (dense) tensors are allowed");
+  check_dense(op, "table", table);
   TORCH_CHECK_TYPE(table.scalar_type() == at::kFloat || table.scalar_type() == at::kDouble, op,
                    ": table has dtype ", dtype_name(table), "; allowed are float32 and float64");
   TORCH_CHECK_VALUE(table.dim() == 2 && table.sym_size(0) == 3 && table.sym_size(1) >= 2, op,
@@ -145,8 +139,7 @@ inline void check_count_arguments(const at::Tensor& input, const at::Tensor& pla
 /// cast to its dtype and that writing it does not change what is still to be read, and gives it the
 /// input's shape.
 inline void prepare_out(const at::Tensor& input, const at::Tensor& epsilon, const at::Tensor& out) {
-  TORCH_CHECK_VALUE(out.layout() == at::kStrided, "crrelu: out has layout ", out.layout(),
-                    "; only strided (dense) tensors are allowed");
+  check_dense("crrelu", "out", out);
   TORCH_CHECK(out.device() == input.device(), "crrelu: out is on ", out.device(),
               " but input is on ", input.device(), "; both must be on the same device");
   TORCH_CHECK_TYPE(at::canCast(input.scalar_type(), out.scalar_type()), "crrelu: out has dtype ",

@@ -60,7 +60,7 @@ struct Terms {
 
 at::Tensor crrelu_composed(const at::Tensor& input, const at::Tensor& epsilon,
                            int64_t channel_dim) {
-  check_arguments(input, epsilon, channel_dim);
+  check_arguments("crrelu", "input", input, epsilon, channel_dim);
   const Terms terms(input, epsilon, channel_dim);
   return terms.value().to(input.scalar_type());
 }
@@ -100,8 +100,8 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_composed(const at::Tensor& gr
                                                             const at::Tensor& epsilon,
                                                             int64_t channel_dim,
                                                             std::array<bool, 2> output_mask) {
-  check_arguments(input, epsilon, channel_dim);
-  check_grad_output(grad_output, input);
+  check_arguments("crrelu_backward", "input", input, epsilon, channel_dim);
+  check_alike("crrelu_backward", "grad_output", grad_output, "input", input);
   return gradients(grad_output, input, epsilon, Terms(input, epsilon, channel_dim), output_mask);
 }
 
@@ -136,7 +136,7 @@ std::array<at::Tensor, 3> crrelu_double_backward_composed(const at::Tensor& grad
 
 at::Tensor crrelu_glu_composed(const at::Tensor& gate, const at::Tensor& up,
                                const at::Tensor& epsilon, int64_t channel_dim) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_glu_arguments("crrelu_glu", gate, up, epsilon, channel_dim);
   const Terms terms(gate, epsilon, channel_dim);
   return (terms.value() * up).to(gate.scalar_type());
 }
@@ -144,7 +144,7 @@ at::Tensor crrelu_glu_composed(const at::Tensor& gate, const at::Tensor& up,
 std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_composed(
     const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
     const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_glu_arguments("crrelu_glu_backward", gate, up, epsilon, channel_dim);
   check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
   const Terms terms(gate, epsilon, channel_dim);
   const auto grad = grad_output.to(terms.input.scalar_type());
@@ -223,13 +223,13 @@ at::Tensor tabulated_backward_meta(const at::Tensor& grad_output, const at::Tens
 
 at::Tensor& crrelu_out_composed(const at::Tensor& input, const at::Tensor& epsilon,
                                 int64_t channel_dim, at::Tensor& out) {
-  check_arguments(input, epsilon, channel_dim);
+  check_arguments("crrelu", "input", input, epsilon, channel_dim);
   prepare_out(input, epsilon, out);
   return out.copy_(crrelu_op().call(input, epsilon, channel_dim));
 }
 
 at::Tensor crrelu_meta(const at::Tensor& input, const at::Tensor& epsilon, int64_t channel_dim) {
-  check_arguments(input, epsilon, channel_dim);
+  check_arguments("crrelu", "input", input, epsilon, channel_dim);
   return at::empty_like(input);
 }
 
@@ -238,8 +238,8 @@ std::tuple<at::Tensor, at::Tensor> crrelu_backward_meta(const at::Tensor& grad_o
                                                         const at::Tensor& epsilon,
                                                         int64_t channel_dim,
                                                         std::array<bool, 2> output_mask) {
-  check_arguments(input, epsilon, channel_dim);
-  check_grad_output(grad_output, input);
+  check_arguments("crrelu_backward", "input", input, epsilon, channel_dim);
+  check_alike("crrelu_backward", "grad_output", grad_output, "input", input);
   return {output_mask[0] ? at::empty_like(input) : at::Tensor(),
           output_mask[1] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
 }
@@ -261,14 +261,14 @@ std::tuple<at::Tensor, at::Tensor> crrelu_at_backward_meta(
 
 at::Tensor crrelu_glu_meta(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& epsilon,
                            int64_t channel_dim) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_glu_arguments("crrelu_glu", gate, up, epsilon, channel_dim);
   return at::empty_like(gate);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_meta(
     const at::Tensor& grad_output, const at::Tensor& gate, const at::Tensor& up,
     const at::Tensor& epsilon, int64_t channel_dim, std::array<bool, 3> output_mask) {
-  check_glu_arguments(gate, up, epsilon, channel_dim);
+  check_glu_arguments("crrelu_glu_backward", gate, up, epsilon, channel_dim);
   check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
   return {output_mask[0] ? at::empty_like(gate) : at::Tensor(),
           output_mask[1] ? at::empty_like(gate) : at::Tensor(),

@@ -48,7 +48,8 @@ void count_composed(const at::Tensor& input, const at::Tensor& place, int64_t sa
   const Samples sample({by_channel.size(0), channels, 1}, samples);
   const auto x = by_channel.slice(0, 0, by_channel.size(0), sample.stride);
   const auto bin = ((x.to(at::kFloat) - place[0]) * (kBinsPerUnit / place[1])).floor() + kBins / 2;
-  const auto slot = at::where(x.isfinite(), bin.clamp(-1, kBins) + 1, kNotFinite).to(at::kLong);
+  const auto within = at::where(bin >= 0, bin.clamp_max(kBins), -1);  // -1 for NaN, too
+  const auto slot = at::where(x.isfinite(), within + 1, kNotFinite).to(at::kLong);
   counts.scatter_add_(1, slot.t(), at::ones_like(slot.t()));
 }
 

@@ -18,13 +18,13 @@ inline constexpr int64_t kFewestSamples = 4;
 
 namespace {
 
-/// Where an element is counted.
+/// Where an element is counted: somewhere, too, where location and scale are no place.
 template <class Real>
 CRRELU_INLINE int slot_of(Real value, float location, float scale) {
   if (!(value - value == 0)) return kNotFinite;
   const float bin =
       std::floor((static_cast<float>(value) - location) * (kBinsPerUnit / scale)) + kBins / 2;
-  return bin < 0 ? kBelow : bin >= kBins ? kAbove : static_cast<int>(bin) + 1;
+  return bin >= kBins ? kAbove : bin >= 0 ? static_cast<int>(bin) + 1 : kBelow;
 }
 
 }  // namespace

@@ -119,13 +119,13 @@ class Operators {
   }
 
   static Tensor crrelu(const Tensor& input, const Tensor& epsilon, int64_t channel_dim) {
-    check_arguments(input, epsilon, channel_dim);
+    check_arguments("crrelu", "input", input, epsilon, channel_dim);
     return value(Activation::kPlain, std::array{input}, Epsilons{epsilon, channel_dim});
   }
 
   static Tensor& crrelu_out(const Tensor& input, const Tensor& epsilon, int64_t channel_dim,
                             Tensor& out) {
-    check_arguments(input, epsilon, channel_dim);
+    check_arguments("crrelu", "input", input, epsilon, channel_dim);
     prepare_out(input, epsilon, out);
     const Guard guard(input.device());
     if (out.scalar_type() == input.scalar_type() && out.strides() == input.strides() &&
@@ -142,8 +142,8 @@ class Operators {
   static std::tuple<Tensor, Tensor> crrelu_backward(const Tensor& grad_output, const Tensor& input,
                                                     const Tensor& epsilon, int64_t channel_dim,
                                                     std::array<bool, 2> output_mask) {
-    check_arguments(input, epsilon, channel_dim);
-    check_grad_output(grad_output, input);
+    check_arguments("crrelu_backward", "input", input, epsilon, channel_dim);
+    check_alike("crrelu_backward", "grad_output", grad_output, "input", input);
     auto grads = gradients(Activation::kPlain, grad_output, std::array{input},
                            Epsilons{epsilon, channel_dim}, output_mask);
     return {std::move(grads[0]), std::move(grads[1])};
@@ -168,14 +168,14 @@ class Operators {
 
   static Tensor crrelu_glu(const Tensor& gate, const Tensor& up, const Tensor& epsilon,
                            int64_t channel_dim) {
-    check_glu_arguments(gate, up, epsilon, channel_dim);
+    check_glu_arguments("crrelu_glu", gate, up, epsilon, channel_dim);
     return value(Activation::kGated, std::array{gate, up}, Epsilons{epsilon, channel_dim});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> crrelu_glu_backward(
       const Tensor& grad_output, const Tensor& gate, const Tensor& up, const Tensor& epsilon,
       int64_t channel_dim, std::array<bool, 3> output_mask) {
-    check_glu_arguments(gate, up, epsilon, channel_dim);
+    check_glu_arguments("crrelu_glu_backward", gate, up, epsilon, channel_dim);
     check_alike("crrelu_glu_backward", "grad_output", grad_output, "gate", gate);
     auto grads = gradients(Activation::kGated, grad_output, std::array{gate, up},
                            Epsilons{epsilon, channel_dim}, output_mask);

@@ -45,7 +45,7 @@ struct TableOf {
         intervals_per_unit(table[kPerUnit]),
         offset(-table[kLower] * table[kPerUnit]),
         last(table[kIntervals] - 1),
-        near_square(square((table[kUpper] - table[kLower]) * Real(0.49999))),
+        near_square(square(near(table))),
         cubics(table + kTableHeader, static_cast<int>(table[kIntervals])) {}
 
   CRRELU_INLINE bool all_inside(V x) const {
@@ -57,6 +57,15 @@ struct TableOf {
 
  private:
   static CRRELU_INLINE Real square(Real a) { return a * a; }
+  /// The distance of that square. middle and offset are rounded, by what counts in a narrow table
+  /// far from 0; in one that is all too narrow nothing lies within.
+  static CRRELU_INLINE Real near(const Real* table) {
+    constexpr Real kUlp = sizeof(Real) == 4 ? Real(0x1p-23) : Real(0x1p-52);
+    const Real lower = table[kLower], upper = table[kUpper];
+    const Real farthest = -lower > upper ? -lower : upper;
+    const Real distance = (upper - lower) * Real(0.49999) - 4 * kUlp * farthest;
+    return distance > 0 ? distance : 0;
+  }
 };
 
 /// f(x), x between the ends or NaN, from a table (TableOf).

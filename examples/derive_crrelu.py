@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from crrelu_ext import eafo
-from crrelu_ext.eafo.activations import Function
-from crrelu_ext.eafo.names import identity, parse_density
+from crrelu_ext.eafo.activations import identity
+from crrelu_ext.eafo.names import parse_density
+from crrelu_ext.elementwise import Function
 
 DENSITIES = {
     "normal": "normal(0,1)",

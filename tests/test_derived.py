@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import crrelu_ext
-from crrelu_ext import DerivedActivation, eafo, reference
+from crrelu_ext import DerivedActivation, DynamicActivation, eafo, reference
 from crrelu_ext.derived import tabulate
 from crrelu_ext.functional import tabulated
 
@@ -112,6 +112,24 @@ def test_the_limits(device: str, dtype: torch.dtype) -> None:
             (grad,) = torch.autograd.grad(output.sum(), x)
             _, slope = oracle(act.table, torch.tensor([8.0, -8.0]))
             assert_close(grad[:2].cpu().double(), slope, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("far", [0, 1e2, 1e3, 1e4, 1e6, -1e4])
+def test_narrow_tables_far_away(device: str, far: float) -> None:
+    """Where rounding moves the middle, and the place in the table, nothing beyond it is read."""
+    generator = torch.Generator().manual_seed(0)
+    for knots in range(2, 40):
+        lower = far + torch.rand((), generator=generator).item()
+        upper = lower + (1e-6 * abs(far) + 1) * (0.1 + torch.rand((), generator=generator).item())
+        places = torch.linspace(lower, upper, knots)
+        table = torch.stack([places, torch.full_like(places, 5.0), torch.zeros_like(places)])
+        ends = places[[0, -1]][:, None].expand(2, 64)
+        within = torch.linspace(places[0], places[-1], 64 * 64).view(-1, 64)
+        x = torch.cat([ends, within]).to(device).requires_grad_()
+        output = tabulated(x, table.to(device))
+        assert (output == 5).all()
+        (slope,) = torch.autograd.grad(output.sum(), x)
+        assert (slope == 0).all()
 
 
 @pytest.mark.parametrize("numel", [0, 1, 5, 63, 64, 65, 127, 300, 16384 + 3, 40_000])
@@ -256,6 +274,25 @@ def test_monotone_functions_make_monotone_tables(rises: list[float], slope: floa
     assert (act(x).diff() >= -1e-12 * max(1.0, heights[-1])).all()
 
 
+def test_where_nothing_is_recorded() -> None:
+    with torch.inference_mode():
+        act = DerivedActivation(F.softplus, lower=-8, upper=8)
+    assert torch.equal(act.table, DerivedActivation(F.softplus, lower=-8, upper=8).table)
+
+
+@pytest.mark.parametrize(
+    "make", [DynamicActivation, partial(DerivedActivation, F.silu, lower=-8, upper=8)]
+)
+def test_meta_device(make: Callable[..., DerivedActivation]) -> None:
+    with torch.device("meta"):
+        implied = make()
+    for act in (implied, make(device="meta")):
+        assert {tensor.device.type for tensor in act.state_dict().values()} == {"meta"}
+        act.to_empty(device="cpu").load_state_dict(make().state_dict())
+        x = torch.linspace(-9, 9, 50)
+        assert torch.equal(act(x), make()(x))
+
+
 def test_copies_and_state() -> None:
     act, other = module(F.silu, 32, torch.float32), module(torch.tanh, 32, torch.float32)
     x = torch.randn(100)
@@ -295,7 +332,9 @@ def test_functions_that_turn_wherever_the_knots_lie(function: Callable[[Tensor],
         ({"knots": 8.5}, ValueError, "knots is 8.5"),
         ({"dtype": torch.float16}, TypeError, "dtype is torch.float16; allowed are"),
         ({"activation": torch.log}, ValueError, "not finite at x = -8"),
-        ({"activation": torch.sum}, ValueError, r"made shape \(\) of \(32,\)"),
+        ({"activation": torch.sum}, ValueError, r"made shape \(\) of \(497,\)"),
+        ({"activation": lambda x: x.softmax(0)}, ValueError, "activation is not elementwise"),
+        ({"activation": lambda x: x.sort().values}, ValueError, "activation is not elementwise"),
         ({"activation": lambda x: 3}, TypeError, "result has type int"),
         ({"activation": "softplus"}, TypeError, "activation has type str; allowed is a callable"),
         ({"activation": lambda x: x.detach()}, ValueError, "does not depend on its input, as far"),

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from crrelu_ext import (
 from crrelu_ext.dynamic import ABOVE, BELOW, BINS, NOT_FINITE
 from crrelu_ext.eafo.streaming import Streams
 from crrelu_ext.reference import tabulated
-from crrelu_ext.scheduler import Update
+from crrelu_ext.updates import Update
 
 from .test_distributed import in_processes
 
@@ -156,6 +157,18 @@ def test_it_measures_in_training_alone() -> None:
     for accumulated in (1, 2, 3):
         act(x).sum().backward()
         assert act.histogram.counts.sum() == 50 * accumulated
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, 1.0)])
+def test_a_place_that_is_none(device: str, place: tuple[float, float]) -> None:
+    """As memory that was never written may hold: what is counted says nothing, and stays inside."""
+    x = torch.randn(1000, device=device)
+    x[0] = math.nan
+    where = torch.tensor(place, device=device)[:, None]
+    counts = torch.zeros(1, BINS + 3, dtype=torch.int64, device=device)
+    torch.ops.crrelu_ext.count_(x, where, 2000, 0, counts)
+    assert counts.sum() == 1000
+    assert counts[0, NOT_FINITE] == 1
 
 
 @pytest.mark.parametrize("make", [DynamicActivation, lambda: DynamicCRReLU(3, channel_dim=2)])
@@ -513,6 +526,17 @@ def test_other_starts() -> None:
         DynamicActivation(F.silu)
 
 
+def test_a_start_is_no_part_of_the_network() -> None:
+    act = DynamicActivation(nn.PReLU(init=0.25).double())
+    assert not list(act.parameters())
+    assert list(act.state_dict()) == ["table", "error", "histogram.place"]
+    model = nn.Sequential(DynamicActivation(nn.Softplus()))
+    assert replace_activation(model, nn.Softplus, nn.ReLU) == {}
+    x, scale = torch.randn(9, dtype=torch.float64), torch.ones(())
+    copied = pickle.loads(pickle.dumps(act))
+    assert torch.equal(copied.start(x, scale), act.start(x, scale))
+
+
 def test_it_takes_the_place_of_another() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), nn.GELU())
     assert len(replace_activation(model, nn.GELU, DynamicActivation)) == 2
@@ -568,6 +592,17 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
             DynamicActivation(samples=samples)  # type: ignore[arg-type]
 
 
+def test_a_model_over_several_devices(device: str) -> None:
+    """As pipelines have them: the counts meet on the first layer's."""
+    layers = nn.ModuleList([DynamicActivation(), DynamicActivation().to(device)])
+    scheduler = ActivationScheduler(layers, every=4, warmup=4)
+    for _ in range(8):
+        layers[0](torch.randn(1000))
+        layers[1](torch.randn(1000, device=device))
+        scheduler.step()
+    assert scheduler.refusals == {"0": 0, "1": 0}
+
+
 def test_without_native_kernels_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crrelu_ext.scheduler.native", False)
     with pytest.raises(RuntimeError, match="only the native kernels measure"):
@@ -578,18 +613,59 @@ def test_a_state_of_other_layers_is_refused() -> None:
     _, scheduler, _ = start()
     other = ActivationScheduler(DynamicActivation())
     with pytest.raises(
-        ValueError, match=r"state has layers, .*{'': \('DynamicActivation', 1\)}; allowed are those"
+        ValueError, match=r"state has kinds {: DynamicActivation}; allowed is .* {0"
     ):
         scheduler.load_state_dict(other.state_dict())
     of_another_kind = ActivationScheduler(DynamicCRReLU())
     with pytest.raises(ValueError, match=r"DynamicActivation.* allowed .*DynamicCRReLU"):
         of_another_kind.load_state_dict(other.state_dict())
-    incomplete = other.state_dict()
-    del incomplete["tables"]["values"]
-    with pytest.raises(ValueError, match=r"state has \['first_values', .* of the tables; allowed"):
-        other.load_state_dict(incomplete)
-    del incomplete["tables"]
-    with pytest.raises(ValueError, match=r"state has \[\] of the tables; allowed"):
-        other.load_state_dict(incomplete)
-    with pytest.raises(ValueError, match=r"state has \[\]; allowed is what state_dict\(\)"):
-        scheduler.load_state_dict({})
+
+
+def without(state: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no dictionary": (lambda state: None, "state has kinds NoneType; allowed is what state_dict"),
+    "nothing": (lambda state: {}, "state has kinds NoneType"),
+    "no tables": (lambda state: without(state, "tables"), "tables NoneType; .*values: "),
+    "a tensor less": (
+        lambda state: state | {"tables": without(state["tables"], "values")},
+        r"state has tables {location: .*first_values: \(2, 257\)}; allowed .*, values: ",
+    ),
+    "another grid": (
+        lambda state: state | {"tables": state["tables"] | {"values": torch.zeros(2, 9)}},
+        r"values: \(2, 9\).* with .*values: \(2, 257\)",
+    ),
+    "no counts": (lambda state: state | {"counts": {}}, "state has counts {}; allowed"),
+    "no steps": (lambda state: without(state, "steps"), "state has steps NoneType; .* with int"),
+    "no history": (lambda state: without(state, "history"), "state has a history that is none"),
+    "a layer less": (
+        lambda state: state | {"history": without(state["history"], "0")},
+        r"state has a history of \['1'\]; allowed is one of \['0', '1'\]",
+    ),
+    "no update": (
+        lambda state: state | {"history": state["history"] | {"1": [{"more": 1}]}},
+        "state has a history that is none: .*'more'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_state_is_refused(name: str) -> None:
+    """And changes nothing."""
+    broken, message = BROKEN[name]
+    layers = nn.ModuleList([DynamicActivation(), DynamicActivation()])
+    scheduler = ActivationScheduler(layers, every=4, warmup=4)
+    for layer in (*layers,) * 8:
+        layer(torch.randn(1000))
+        scheduler.step()
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match=message):
+        scheduler.load_state_dict(broken(ActivationScheduler(layers).state_dict()))
+    after = scheduler.state_dict()
+    assert after["steps"] == before["steps"] == 16
+    assert after["history"] == before["history"]
+    for part in ("tables", "counts"):
+        for key, value in before[part].items():
+            assert torch.equal(after[part][key], value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
+from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
-from crrelu_ext import CRReLUMLP
+from crrelu_ext import CRReLU, CRReLUMLP, DynamicCRReLU
 
 WAYS = [
     pytest.param(lambda: CRReLUMLP(6, 24), id="scalar"),
@@ -40,6 +42,43 @@ def saved_bytes(model: nn.Module, input: Tensor) -> int:
         output = model(input)
     assert output.requires_grad
     return sum(kept.values())
+
+
+class Adapted(nn.Linear):
+    """A linear layer with more than a weight, as adapters are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda model: model.set_submodule("act", DynamicCRReLU()),
+        lambda model: model.set_submodule("act", nn.GELU()),
+        lambda model: model.set_submodule("act", CRReLU(3, channel_dim=1)),
+        lambda model: model.set_submodule("fc2", Adapted(24, 6)),
+        lambda model: parametrizations.weight_norm(model.fc2),
+        lambda model: model.act.register_forward_hook(lambda *_: torch.zeros(2, 3, 24)),
+        lambda model: model.fc2.register_forward_pre_hook(lambda *_: torch.ones(2, 3, 24)),
+        lambda model: model.fc2.register_full_backward_hook(lambda *_: (torch.ones(2, 3, 24),)),
+    ],
+    ids=["dynamic", "gelu", "channels", "adapted", "parametrized", "hook", "pre-hook", "backward"],
+)
+def test_parts_may_be_others(replaced: Callable[[nn.Module], Any]) -> None:
+    """Each is then called as the sequence calls it, and measures what that measures."""
+    model = CRReLUMLP(6, 24)
+    replaced(model)
+    twin = sequence(copy.deepcopy(model))
+    input = torch.randn(2, 3, 6)
+    output, expected = model(input), twin(input)
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    expected.sum().backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert_close(a.grad, b.grad, rtol=0, atol=0)
+    if isinstance(model.act, DynamicCRReLU):
+        assert model.act.histogram.counts.sum() > 0
 
 
 @EVERY_WAY

@@ -60,6 +60,7 @@ ACTIVATIONS = {
     "mish": Activation(nn.Mish),
     "dynamic-crrelu": Activation(lambda start: DynamicCRReLU(init=start), 0.01, dynamic=True),
     "dynamic-eafo": Activation(DynamicActivation, dynamic=True),
+    "dynamic-kept": Activation(DynamicActivation, dynamic=True),
     "dynamic-reversed": Activation(DynamicActivation, dynamic=True),
     "dynamic-random": Activation(DynamicActivation, dynamic=True),
 }

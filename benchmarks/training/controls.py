@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from crrelu_ext import ActivationScheduler, DynamicActivation
+from crrelu_ext import ActivationScheduler
 from crrelu_ext.eafo.span import Span
 from crrelu_ext.eafo.streaming import Outcome, Streams
-from crrelu_ext.scheduler import Tables
 
 from .task import generator
 
@@ -68,13 +67,13 @@ class _Streams(Streams):
 class Control(ActivationScheduler):
     """An ActivationScheduler that takes other steps; their chance is the seed's and the step's.
 
-    The updates that it tells of have the C of EAFO's step. All of the model's dynamic layers must
-    be tables.
+    The updates that it tells of have the C of EAFO's step.
     """
 
     def __init__(self, model: nn.Module, *, instead: Instead, seed: int, **options: Any) -> None:
+        self._instead, self._seed = instead, seed
         super().__init__(model, **options)
-        tables = {n: m for n, m in self.layers.items() if isinstance(m, DynamicActivation)}
-        starts = [layer.start for layer in tables.values()]
-        self.streams = _Streams(starts, instead, lambda: generator(seed, self.steps))
-        self._kinds = {"tables": Tables(tables, self.streams)}
+
+    def make_streams(self, starts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Streams:
+        self.streams = _Streams(starts, self._instead, lambda: generator(self._seed, self.steps))
+        return self.streams

@@ -142,7 +142,7 @@ class Transformed:
                     files = getattr(self._pictures, "samples", None)
                     name = files[index][0] if files else f"picture {index}"
                     raise DataError(f"{name} cannot be read: {error}") from error
-                torch.manual_seed(mix(self._seed, epoch, index))
+                torch.default_generator.manual_seed(mix(self._seed, epoch, index))
                 images.append(self._transform(picture))
                 labels.append(label)
         return torch.stack(images), torch.tensor(labels)

@@ -13,8 +13,13 @@ from . import activations, controls
 from .processes import Processes
 from .recipe import Recipe
 
-CONTROLS = {"dynamic-reversed": controls.opposite, "dynamic-random": controls.random}
+STEPS = {"dynamic-reversed": controls.opposite, "dynamic-random": controls.random}
 """Activations that change by other steps than those of EAFO: by what becomes of these."""
+
+KEPT = "dynamic-kept"
+"""The function that dynamic EAFO starts with, in the input's scale, as it is after the warm-up."""
+
+CONTROLS = (KEPT, *STEPS)
 
 
 def scheduler(recipe: Recipe, model: nn.Module, steps: int) -> ActivationScheduler | None:
@@ -32,7 +37,9 @@ def scheduler(recipe: Recipe, model: nn.Module, steps: int) -> ActivationSchedul
         "total": recipe.epochs * steps,
         "trust": recipe.eafo_trust,
     }
-    if instead := CONTROLS.get(recipe.activation):
+    if recipe.activation == KEPT:
+        options["total"] = recipe.eafo_warmup
+    if instead := STEPS.get(recipe.activation):
         return controls.Control(model, instead=instead, seed=recipe.seed, **options)
     return ActivationScheduler(model, **options)
 

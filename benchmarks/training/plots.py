@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -88,13 +90,18 @@ def entropies(summaries: list[Summary]) -> Figure:
     """The entropy of each layer's output over the updates, the mean over the seeds."""
     derived = {
         f"entropy of {summary.activation}, nats": {
-            layer: [[u["entropy"] for u in history(run)[layer]] for run in summary.runs]
+            layer: [_known(u["entropy"] for u in history(run)[layer]) for run in summary.runs]
             for layer in summary.derived
         }
         for summary in summaries
         if summary.derived
     }
     return _by_layer(derived, "update")
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    """NaN, which leaves a gap, for what was not measured."""
+    return [math.nan if value is None else value for value in values]
 
 
 def premises(layers: list[Layer]) -> Figure:

@@ -68,9 +68,11 @@ class Terminal:
         if self._log is not None:
             self._log.close()
 
-    def _scalars(self, values: dict[str, float], step: int | None = None) -> None:
-        if self._log is not None:
-            for name, value in values.items():
+    def _scalars(self, values: dict[str, float | None], step: int | None = None) -> None:
+        if self._log is None:
+            return
+        for name, value in values.items():
+            if value is not None:  # an entropy that was not measured
                 self._log.add_scalar(name, value, self._steps if step is None else step)
 
 

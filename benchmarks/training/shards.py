@@ -126,7 +126,8 @@ class _Stream(IterableDataset[Batch]):
             pictures, labels = [], []
             for number, sample in part:
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(mix(self._seed, self._epoch, number * readers + reader))
+                    seed = mix(self._seed, self._epoch, number * readers + reader)
+                    torch.default_generator.manual_seed(seed)
                     pictures.append(self._transform(_picture(sample)))
                 labels.append(int(sample["cls"]))
             yield torch.stack(pictures), torch.tensor(labels)

@@ -75,15 +75,16 @@ class Derived:
 
     location: Spread
     scale: Spread
-    entropy: Spread  # of the output, nats, after the last update
+    entropy: Spread  # of the output, nats, after the last update, where it was measured
     updates: int
     refusals: int
 
     @classmethod
     def of(cls, histories: list[list[dict[str, Any]]]) -> Derived:
         """Of a layer's updates, run by run; each run has one at least."""
+        last = [history[-1] for history in histories]
         location, scale, entropy = (
-            Spread.of([history[-1][name] for history in histories])
+            Spread.of([update[name] for update in last if update[name] is not None])
             for name in ("location", "scale", "entropy")
         )
         refusals = [update["refusal"] is not None for history in histories for update in history]

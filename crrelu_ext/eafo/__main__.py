@@ -134,9 +134,9 @@ def load_model(text: str) -> nn.Module:
     module, _, name = text.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        model = found if isinstance(found, nn.Module) else found()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model is {text!r}; allowed is MODULE:NAME. {error}") from None
-    model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model {text!r} has type {type(model).__name__}; allowed is a torch.nn.Module"

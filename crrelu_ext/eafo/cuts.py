@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crrelu_ext.eafo.activations import Function, first_derivative, jet
+from crrelu_ext.eafo.activations import first_derivative, jet
 from crrelu_ext.eafo.densities import Density, SampleDensity
 from crrelu_ext.eafo.grid import Jet
+from crrelu_ext.elementwise import Function
 
 PROBES = 2048
 FLAT_MASS = 1e-7

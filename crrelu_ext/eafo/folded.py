@@ -10,9 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from crrelu_ext.eafo.activations import Function, jet
+from crrelu_ext.eafo.activations import jet
 from crrelu_ext.eafo.cuts import between, solve
 from crrelu_ext.eafo.densities import Density
+from crrelu_ext.elementwise import Function
 
 NEGLIGIBLE = 1e-6
 """A branch may end in the tails with this part of the output density without a cut there."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crrelu_ext.eafo.activations import refuse_unless_elementwise
+from crrelu_ext.dynamic import DynamicActivation, DynamicCRReLU
+from crrelu_ext.eafo.activations import identity
 from crrelu_ext.eafo.densities import SampleDensity
 from crrelu_ext.eafo.functionals import output_entropy
 from crrelu_ext.eafo.improve import Improvement, improve
-from crrelu_ext.eafo.names import identity
+from crrelu_ext.elementwise import refuse_unless_elementwise
 
 MOST_SAMPLES = 100_000
 """Of each layer; of more values so many are taken, evenly spaced."""
@@ -26,9 +27,9 @@ class Layer:
 
     name: str
     activation: nn.Module
-    density: SampleDensity
+    density: SampleDensity | None
     """Of its input."""
-    negentropy: float
+    negentropy: float | None
     """How far the density is from normal: the normal entropy of that variance, less its own."""
     entropy: float | None
     """Of its output."""
@@ -39,8 +40,9 @@ class Layer:
 def from_model(model: nn.Module, batch: Any, *, steps: int = 1) -> list[Layer]:
     """Measures what each activation layer gets, and improves the activation under that density.
 
-    An activation layer is a module without children that maps each element by itself, and not to
-    itself. The model is run once, in evaluation mode and without gradients, and left as it was.
+    An activation layer is a module without children, or one of this package's, that maps each
+    element by itself, and not to itself. The model is run once, in evaluation mode and without
+    gradients, and left as it was.
 
     Args:
         model: called as ``model(batch)``.
@@ -60,7 +62,11 @@ def from_model(model: nn.Module, batch: Any, *, steps: int = 1) -> list[Layer]:
 
         return record
 
-    leaves = {name: module for name, module in model.named_modules() if not [*module.children()]}
+    leaves = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, DynamicActivation | DynamicCRReLU) or not [*module.children()]
+    }
     hooks = [module.register_forward_pre_hook(recorder(name)) for name, module in leaves.items()]
     training = {module: module.training for module in model.modules()}
     try:
@@ -92,13 +98,13 @@ def _is_activation(module: nn.Module, values: Tensor) -> bool:
 
 
 def _layer(name: str, activation: nn.Module, values: Tensor, steps: int) -> Layer:
-    density = SampleDensity(values)
-    mean = (density.masses * density.centers).sum()
-    variance = (density.masses * (density.centers - mean) ** 2).sum() + density.bandwidth**2
-    normal = 0.5 * math.log(2 * math.pi * math.e * variance.item())
-    negentropy = normal - output_entropy(identity, density)
-    entropy, improvement, refusal = None, None, None
+    density, negentropy, entropy, improvement, refusal = None, None, None, None, None
     try:
+        density = SampleDensity(values)
+        mean = (density.masses * density.centers).sum()
+        variance = (density.masses * (density.centers - mean) ** 2).sum() + density.bandwidth**2
+        normal = 0.5 * math.log(2 * math.pi * math.e * variance.item())
+        negentropy = normal - output_entropy(identity, density)
         entropy = output_entropy(activation, density)
         improvement = improve(activation, density, steps=steps)
     except ValueError as error:

@@ -10,10 +10,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from crrelu_ext.eafo.activations import ClosedForm, CorrectedActivation, Function, jet
+from crrelu_ext.eafo.activations import ClosedForm, CorrectedActivation, jet
 from crrelu_ext.eafo.cuts import between, density_jumps, solve
 from crrelu_ext.eafo.densities import DensityLike, as_density
 from crrelu_ext.eafo.problem import analyse, make_grid
+from crrelu_ext.elementwise import Function
 
 
 def output_entropy(activation: Function, density: DensityLike) -> float:
@@ -142,9 +143,12 @@ def compare(
     Args:
         activations: by name, or in a sequence, where they have their own names.
     """
-    if not isinstance(activations, Mapping):
-        activations = {getattr(f, "__name__", repr(f)): f for f in activations}
-    rows = [_row(name, activation, density) for name, activation in activations.items()]
+    named = (
+        activations.items()
+        if isinstance(activations, Mapping)
+        else [(getattr(f, "__name__", repr(f)), f) for f in activations]
+    )
+    rows = [_row(name, activation, density) for name, activation in named]
     return sorted(rows, key=lambda row: math.inf if row.entropy is None else row.entropy)
 
 
@@ -180,10 +184,10 @@ def crrelu_inverse_error(epsilon: float) -> InverseError:
     """The error of f(x) = x + ε x exp(-x²/2) as the inverse of g(z) = z - ε z exp(-z²/2).
 
     Raises:
-        ValueError: epsilon is not finite.
+        ValueError: epsilon is not finite, or larger than 1e100.
     """
-    if not math.isfinite(epsilon):
-        raise ValueError(f"epsilon is {epsilon}; allowed are finite numbers")
+    if not abs(epsilon) <= 1e100:  # its square is the bound
+        raise ValueError(f"epsilon is {epsilon}; allowed are finite numbers up to 1e100")
 
     def error(x: Tensor | float) -> Tensor:
         x = torch.as_tensor(x, dtype=torch.float64)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from scipy.interpolate import BSpline
 
-from crrelu_ext.eafo.activations import CorrectedActivation, Function, first_derivative
+from crrelu_ext.eafo.activations import CorrectedActivation, first_derivative
 from crrelu_ext.eafo.densities import DensityLike
 from crrelu_ext.eafo.problem import RESOLVED, Problem, analyse, inside
 from crrelu_ext.eafo.span import FLOOR, MOST, Span
+from crrelu_ext.elementwise import Function
 
 STATIONARY = 1e-8
 """Where even the largest step would lower the entropy by less, in nats, the descent ends."""
@@ -92,8 +93,10 @@ def improve(
         raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")
     if functions is not None and (not isinstance(functions, int) or not 0 < functions <= MOST):
         raise ValueError(f"functions is {functions!r}; allowed are None and ints from 1 to {MOST}")
-    if step_size is not None and not 0 < step_size < float("inf"):
-        raise ValueError(f"step_size is {step_size}; allowed are None and positive numbers")
+    if step_size is not None and not (
+        isinstance(step_size, int | float) and 0 < step_size < math.inf
+    ):
+        raise ValueError(f"step_size is {step_size!r}; allowed are None and positive numbers")
     problem = analyse(activation, density)
     if fixed_variance and problem.variance == math.inf:
         raise ValueError("fixed_variance: the output's variance is infinite, or not resolved")

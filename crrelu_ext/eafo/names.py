@@ -24,12 +24,8 @@ from torch.distributions import (
 from torch.nn import functional as F
 
 from crrelu_ext import reference
-from crrelu_ext.eafo.activations import Function
-
-
-def identity(x: Tensor) -> Tensor:
-    """f(x) = x."""
-    return x
+from crrelu_ext.eafo.activations import identity
+from crrelu_ext.elementwise import Function
 
 
 def crrelu(x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crrelu_ext.eafo.activations import Function
 from crrelu_ext.eafo.densities import Density, DensityLike, as_density
 from crrelu_ext.eafo.from_model import Layer
 from crrelu_ext.eafo.improve import Improvement
+from crrelu_ext.elementwise import Function
 
 BEFORE: dict[str, Any] = {"color": "#0072B2", "ls": "--", "lw": 2, "label": "before"}
 AFTER: dict[str, Any] = {"color": "#D55E00", "lw": 2, "label": "after"}
@@ -99,6 +99,11 @@ def layers(found: Sequence[Layer]) -> Figure:
     figure = Figure(figsize=(11, 3 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 2, squeeze=False)
     for (left, right), layer in zip(rows, found, strict=True):
+        if layer.density is None or layer.negentropy is None:
+            left.set_title(f"{layer.name}: {layer.refusal}", loc="left", wrap=True)
+            left.set_axis_off()
+            right.set_axis_off()
+            continue
         density = as_density(layer.density)
         x = _points(density)
         left.plot(x, density.log_prob(x).exp(), **PLAIN)

@@ -14,7 +14,7 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Tensor
 
-from crrelu_ext.eafo.activations import Function, jet, refuse_unless_elementwise
+from crrelu_ext.eafo.activations import jet
 from crrelu_ext.eafo.cuts import (
     activation_jumps,
     between,
@@ -25,6 +25,7 @@ from crrelu_ext.eafo.cuts import (
 from crrelu_ext.eafo.densities import Density, DensityLike, as_density
 from crrelu_ext.eafo.folded import FoldedDensity
 from crrelu_ext.eafo.grid import Grid, Jet, Problems
+from crrelu_ext.elementwise import Function, refuse_unless_elementwise
 
 FEWEST_KNOTS = 513
 """Of each piece. Heavy tails get more, so that they are at most 1/80 apart in t."""

@@ -23,7 +23,7 @@ from crrelu_ext.eafo.densities import (
 )
 from crrelu_ext.eafo.grid import Grid, Problems
 from crrelu_ext.eafo.span import FLOOR, Span
-from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, bounded, moments
+from crrelu_ext.placing import CENTERS, NARROWEST, OUTSIDE, Measured, bounded, moments
 
 KNOTS = 257
 FUNCTIONS = 8
@@ -46,7 +46,7 @@ class Outcome:
     refusals: list[str | None]
 
 
-class Streams:
+class Streams(Measured):
     """The layers' functions and histograms.
 
     Args:
@@ -55,21 +55,11 @@ class Streams:
 
     def __init__(self, starts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> None:
         layers = len(starts)
+        super().__init__(layers)
         self.starts = list(starts)
-        self.location = torch.zeros(layers, dtype=torch.float64)
-        self.scale = torch.ones(layers, dtype=torch.float64)
         self.masses = torch.zeros(layers, BINS, dtype=torch.float64)
         self.outside = torch.zeros(layers, dtype=torch.float64)
-        self.not_finite = torch.zeros(layers, dtype=torch.float64)
         self._start()
-
-    def state(self) -> dict[str, Tensor]:
-        names = ("location", "scale", "masses", "outside", "not_finite", "first_values", "values")
-        return {name: getattr(self, name).clone() for name in names}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        for name, saved in state.items():
-            getattr(self, name).copy_(saved)
 
     def _start(self) -> None:
         layers = zip(self.starts, self._grid().x, self.scale, strict=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from crrelu_ext import CRReLU, eafo
+from crrelu_ext import CRReLU, DynamicActivation, eafo
+from crrelu_ext.eafo import plots
 from crrelu_ext.eafo.__main__ import main
 from crrelu_ext.eafo.from_model import from_model
 from crrelu_ext.eafo.names import ACTIVATIONS, parse_activation, parse_density
@@ -70,10 +71,12 @@ def test_from_model() -> None:
         assert layer.refusal is None
         assert layer.entropy is not None
         assert layer.improvement is not None
+        assert layer.density is not None
         assert layer.improvement.steps[0].entropy_after < layer.entropy
         assert layer.entropy == eafo.output_entropy(layer.activation, layer.density)
     assert relu.entropy is None
     assert "atom" in str(relu.refusal)
+    assert silu.negentropy is not None
     assert -0.01 < silu.negentropy < 0.3
     assert model.training
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
@@ -85,6 +88,26 @@ def test_negentropy_of_a_normal_layer_is_zero() -> None:
     assert layer.negentropy == pytest.approx(0, abs=0.01)
     (layer,) = from_model(nn.Sequential(nn.Tanh()), torch.rand(50_000))
     assert layer.negentropy == pytest.approx(0.5 * math.log(2 * math.pi * math.e / 12), abs=0.07)
+
+
+def test_one_layer_is_refused_and_the_others_are_not() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.few, self.broken, self.many = nn.Softplus(), nn.SiLU(), DynamicActivation()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.few(x[:50]).sum() + self.broken(x * torch.nan) + self.many(x)
+
+    few, broken, many = from_model(Network(), torch.randn(5000))
+    assert "samples has 50 values" in str(few.refusal)
+    assert "samples" in str(broken.refusal)
+    assert (few.density, few.negentropy, few.improvement) == (None, None, None)
+    assert many.name == "many"
+    assert many.entropy is not None
+    assert "D jumps" in str(many.refusal)  # a cubic table's f'' does
+    picture = plots.layers([few, broken, many])
+    assert picture.axes[0].get_title(loc="left") == f"few: {few.refusal}"
 
 
 def test_from_model_without_activation_layers() -> None:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Normal, StudentT
 from torch.nn import functional as F
 
 from crrelu_ext import eafo
-from crrelu_ext.eafo.activations import Function
+from crrelu_ext.elementwise import Function
 
 from .cases import NORMAL, identity, logistic, normals
 
