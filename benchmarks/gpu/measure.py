@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,15 @@ from torch.nn import functional as F
 import crrelu_ext
 
 DTYPES = ("float32", "bfloat16", "float16")
-SIZES = tuple(2**k for k in (26, 12, 28, 30, 16, 20, 24))
-"""In the order of what matters, should the time not suffice."""
+FIRST_SIZES, SIZES = tuple(2**k for k in (26, 12, 28)), tuple(2**k for k in (30, 16, 20, 24))
+"""In the order of what matters, should the time not suffice; the models come between them."""
 COMPILED_SIZES = (2**26, 2**28)
 STREAMS = {"forward": 2, "backward": 3, "forward+backward": 5}
 """Tensors that an activation must read and write; a copy moves 2."""
 CHANNELS = 1024
+OTHER_LAYOUTS = {"192 epsilons": (192,), "64 epsilons, 32 × 32": (64, 32, 32)}
+"""Of large inputs, with an epsilon for each channel: after the rows, the shape of each. A warp's
+packs are not a part of the first, and a block's are more than a channel of the second."""
 
 
 def composed(input: Tensor, epsilon: Tensor) -> Tensor:
@@ -84,6 +88,17 @@ def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
     yield "forward", "ReLU", partial(F.relu, o.input)
     yield "forward", "eager", partial(composed, o.input, o.epsilon)
 
+    others = {
+        f"CRReLU, {name}": tuple(
+            t[: t.numel() // math.prod(shape) * math.prod(shape)].view(-1, *shape)
+            for t in (o.grad_output, o.input)
+        )
+        for name, shape in OTHER_LAYOUTS.items()
+        if o.input.numel() >= 2**20
+    }
+    for name, (_, x) in others.items():
+        yield "forward", name, partial(crrelu_ext.crrelu, x, o.epsilons[: x.shape[1]])
+
     grads = o.grad_output, o.input
     backward = ours.crrelu_backward
     yield "backward", "CRReLU", partial(backward, *grads, o.epsilon, 1, [True, True])
@@ -93,6 +108,9 @@ def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
         partial(backward, *grads, o.epsilon, 1, [True, False]),
     )
     yield "backward", by_channel, partial(backward, *rows, o.epsilons, 1, [True, True])
+    for name, (grad, x) in others.items():
+        epsilons = o.epsilons[: x.shape[1]]
+        yield "backward", name, partial(backward, grad, x, epsilons, 1, [True, True])
     at = partial(ours.crrelu_at_backward, *grads, o.epsilon, o.place, 1, [True, True])
     yield "backward", "CRReLU, placed", at
     yield "backward", "GELU erf", partial(aten.gelu_backward, *grads)
@@ -148,8 +166,9 @@ class Figures:
         self.file.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def measure_kernels(device: Device, deadline: float, figures: Figures) -> None:
-    sizes = (2**12, 2**14) if device.dry_run else SIZES
+def measure_kernels(
+    device: Device, sizes: Sequence[int], deadline: float, figures: Figures
+) -> None:
     for numel in sizes:
         for dtype in DTYPES:
             if time.monotonic() > deadline:
@@ -219,8 +238,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device, begin = Device(arguments.dry_run), time.monotonic()
     figures = Figures(arguments.file)
-    measure_models(device, begin + 0.55 * arguments.seconds, figures)
-    measure_kernels(device, begin + arguments.seconds, figures)
+    first, later = ((2**12,), (2**20,)) if device.dry_run else (FIRST_SIZES, SIZES)
+    measure_kernels(device, first, begin + 0.45 * arguments.seconds, figures)
+    measure_models(device, begin + 0.75 * arguments.seconds, figures)
+    measure_kernels(device, later, begin + arguments.seconds, figures)
     figures.write()  # also what was left out at the end
 
 

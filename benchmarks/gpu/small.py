@@ -8,7 +8,10 @@ import torch
 
 import crrelu_ext
 
-SHAPES = [((4097,), 0), ((200_003,), 0), ((33, 77), 1), ((3, 5, 1031), 1), ((300, 64), 1)]
+SHAPES = [
+    *[((4097,), 0), ((200_003,), 0), ((33, 77), 1), ((3, 5, 1031), 1), ((300, 64), 1)],
+    ((40, 3, 1031), 1),
+]
 
 
 def call(shape: tuple[int, ...], channels: int, channel_dim: int, dtype: torch.dtype) -> None:
@@ -21,6 +24,11 @@ def call(shape: tuple[int, ...], channels: int, channel_dim: int, dtype: torch.d
     arguments = (input.detach(), output.detach(), epsilon.detach(), channel_dim)
     torch.ops.crrelu_ext.crrelu_glu(*arguments)
     torch.ops.crrelu_ext.crrelu_glu_backward(misaligned, *arguments, [True, True, True])
+    place = torch.stack([torch.zeros_like(epsilon), torch.ones_like(epsilon)]).detach()
+    at = crrelu_ext.crrelu_at(input, epsilon, place, channel_dim=channel_dim)
+    torch.autograd.grad(at, (input, epsilon), torch.ones_like(at))
+    dynamic = crrelu_ext.DynamicActivation(device="cuda")  # a table, and what counts
+    torch.autograd.grad(dynamic(input).sum(), input)
 
 
 if sys.argv[1:] == ["large"]:

@@ -15,8 +15,11 @@ constexpr int64_t kWaves = 4;
 /// the second launch: 4 Ki elements of any type and alignment are among them.
 constexpr int64_t kTilesOfOneBlock = 5;
 constexpr int64_t kRowsOfOneBand = 64;
-/// Shorter stretches of one epsilon than this are handled as rows.
-constexpr int64_t kShortestRun = 1024;
+/// Shorter stretches of one epsilon than this are handled as rows; and if there are so many rows,
+/// which pay for a slot of each column, all that would leave a part of a block's tile empty.
+constexpr int64_t kShortestRun = 1024, kFewestRows = 32;
+/// A row is made as long as a multiple of a warp's packs, if these are no more.
+constexpr int64_t kMostTilesOfRow = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,7 +31,10 @@ int misaligned_elements(const void* p) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(p) % kPackBytes / sizeof(S));
 }
 
-bool in_rows(const Layout& layout) { return layout.channels > 1 && layout.inner < kShortestRun; }
+bool in_rows(const Layout& layout, int tile) {
+  const int64_t shortest = layout.outer < kFewestRows ? kShortestRun : tile;
+  return layout.channels > 1 && layout.inner < shortest;
+}
 
 /// Runs, cut into tiles of so many elements.
 template <class S>
@@ -53,17 +59,18 @@ struct RowsPlan {
 
   template <class S>
   static RowsPlan of(const Layout& layout, int step, int multiprocessors) {
-    constexpr int64_t kLanes = kLanesOf<S>;
+    constexpr int64_t kLanes = kLanesOf<S>, kTileOfRow = kWarp * kLanes;
     const int64_t period = layout.channels * layout.inner, numel = layout.outer * period;
-    const int64_t whole = period * (kLanes / std::gcd(period, kLanes));
+    const int64_t whole = std::lcm(period, kLanes), full = std::lcm(period, kTileOfRow);
     RowsPlan plan{};
     Rows& rows = plan.rows;
     rows.inner = layout.inner;
     rows.channels = layout.channels;
     rows.numel = numel;
-    rows.columns = whole * ceil_div(kWarp * kLanes, whole);
+    rows.columns =
+        full <= kMostTilesOfRow * kTileOfRow ? full : whole * ceil_div(kTileOfRow, whole);
     const int64_t count = ceil_div(numel + kLanes - 1, rows.columns);
-    const int64_t tiles = ceil_div(rows.columns, kWarp * kLanes);
+    const int64_t tiles = ceil_div(rows.columns, kTileOfRow);
     rows.tiles = static_cast<uint32_t>(tiles);
     plan.warps = static_cast<uint32_t>(std::min<int64_t>(count, kMostWarps));
     const bool one_band = layout.outer <= kRowsOfOneBand;
@@ -96,7 +103,7 @@ struct Launches {
   static void forward(const Machine& machine, const Operands& operands, void* output) {
     auto* y = static_cast<S*>(output);
     if constexpr (F::kNumbers > 0) {
-      if (in_rows(operands.layout)) {
+      if (in_rows(operands.layout, kTile<S, kForwardPacks<F>>)) {
         auto plan = RowsPlan::of<S>(operands.layout, kForwardPacks<F>, machine.multiprocessors);
         plan.rows.misaligned = misaligned_elements<S>(output);
         return launch(forward_rows<F, S>, plan.grid(), plan.block(), machine.stream, operands, y,
@@ -121,7 +128,7 @@ struct Launches {
     const Sums sums{grad_epsilon ? slots : nullptr, gradient};
     const Layout& layout = operands.layout;
     if constexpr (F::kNumbers > 0) {
-      if (in_rows(layout)) {
+      if (in_rows(layout, kTile<S, kBackwardPacks<F>>)) {
         auto plan = RowsPlan::of<S>(layout, kBackwardPacks<F>, machine.multiprocessors);
         plan.rows.misaligned = misaligned_elements<S>(anchor);
         launch(backward_rows<F, S>, plan.grid(), plan.block(), machine.stream, operands, grads,
@@ -138,7 +145,7 @@ struct Launches {
   }
 
   static int64_t slots(const Layout& layout, int multiprocessors) {
-    if (in_rows(layout))
+    if (in_rows(layout, kTile<S, kBackwardPacks<F>>))
       return count(RowsPlan::of<S>(layout, kBackwardPacks<F>, multiprocessors).slots());
     return count(
         slots_of(plan_runs<S>(layout, kTile<S, kBackwardPacks<F>>, multiprocessors), layout));

@@ -42,6 +42,8 @@ LAYOUTS = [
     Layout(2, 64, 49),
     Layout(1, 5000, 3),
     Layout(3000, 2, 1),
+    Layout(90, 48, 1),
+    Layout(33, 2, 1100),
     # runs
     Layout(1, 2, 1024),
     Layout(3, 5, 1025),
