@@ -12,7 +12,7 @@ from .activations import ACTIVATIONS, COMPILED, COPY, CRRELU
 from .cases import FORWARD, FORWARD_BACKWARD, FORWARD_OUT, MODULE, OPERATIONS, Case, format_numel
 from .digits import ACTIVATIONS as TRAINED
 from .suites import Timing
-from .training.report import section
+from .training.report import section, table
 from .training.results import Result
 from .training.summary import speeds, summarize
 
@@ -229,9 +229,7 @@ def _noise(results: Results) -> str:
 def _table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> Iterator[str]:
     """A Markdown table, without the columns in which no line has anything."""
     filled = [i for i in range(len(columns)) if any(line[i] for line in lines)]
-    for cells in (columns, ("---",) * len(columns), *lines):
-        yield f"| {' | '.join(cells[i] for i in filled)} |"
-    yield ""
+    return table([columns[i] for i in filled], [[line[i] for i in filled] for line in lines])
 
 
 def _microseconds(seconds: float) -> str:

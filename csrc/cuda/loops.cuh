@@ -143,12 +143,10 @@ __device__ __forceinline__ Bits value(const Bits (&inputs)[F::kInputs],
   return pack_of<S>(F::template value<Computed<S>::kPrecision>(x, parameter));
 }
 
-/// `make_parameter` is called once the inputs are on their way, so that a wait for epsilon is not
-/// added to that for them.
-template <class F, class S, int kPacks, class Index, class Make>
+template <class F, class S, int kPacks, class Index>
 __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& batch,
-                                              const Operands& operands, const Make& make_parameter,
-                                              S* output) {
+                                              const Operands& operands,
+                                              const Parameter<F, S>& parameter, S* output) {
   output += batch.first;
   unsigned whole;
   bool plain = batch.is_plain(whole) && misalignment(output) == 0;
@@ -167,7 +165,6 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
         if (whole >> q & 1) inputs[q][k] = load_whole(sources[k] + q * batch.stride);
       }
     }
-    const Parameter<F, S> parameter = make_parameter();
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
       const Bits result = value<F, S>(inputs[q], parameter);
@@ -175,7 +172,6 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
     }
     return;
   }
-  const Parameter<F, S> parameter = make_parameter();
 #pragma unroll 1
   for (int q = 0; q < kPacks; ++q) {
     const Valid valid = batch.valid(q);
@@ -302,9 +298,8 @@ __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
     forward_runs(Operands operands, S* output, Runs runs) {
   uint32_t tile = blockIdx.x;
   const uint32_t run = Runs::divide(tile, runs.tiles);
-  forward_batch<F, S>(
-      batch_of<kForwardPacks<F>, S>(runs, run, tile), operands,
-      [&] { return parameter_of<F, S>(operands, runs.channel(run)); }, output);
+  const auto parameter = parameter_of<F, S>(operands, runs.channel(run));
+  forward_batch<F, S>(batch_of<kForwardPacks<F>, S>(runs, run, tile), operands, parameter, output);
 }
 
 /// What a thread adds up over its block's tiles, some of one run's: of one tile in the type
@@ -400,8 +395,7 @@ __global__ void __launch_bounds__(kThreads, kResidentOfRows)
   const Columns<S> columns(rows);
   const auto parameter = columns.template parameter<F>(operands, rows);
   for (int64_t row = columns.row; row < columns.end; row += kPacks * blockDim.y) {
-    forward_batch<F, S>(
-        columns.template batch<kPacks>(rows, row), operands, [&] { return parameter; }, output);
+    forward_batch<F, S>(columns.template batch<kPacks>(rows, row), operands, parameter, output);
   }
 }
 
