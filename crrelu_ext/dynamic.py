@@ -26,12 +26,12 @@ BELOW, ABOVE, NOT_FINITE = 0, BINS + 1, BINS + 2
 
 
 def smooth_relu(x: Tensor) -> Tensor:
-    """0.02 x + 0.98 softplus(4 x)/4: like ReLU, smooth, and strictly increasing.
+    """0.02 x + 0.98 softplus(8 x)/8: like ReLU, smooth, and strictly increasing.
 
     The leak is what the theory needs: where f' vanishes faster than the density, no step is small
     enough to keep f monotone.
     """
-    return 0.02 * x + 0.98 * F.softplus(4 * x) / 4
+    return 0.02 * x + 0.98 * F.softplus(8 * x) / 8
 
 
 class Histogram(nn.Module):
