@@ -612,7 +612,7 @@ def test_without_native_kernels_nothing_is_promised(monkeypatch: pytest.MonkeyPa
 def test_a_state_of_other_layers_is_refused() -> None:
     _, scheduler, _ = start()
     other = ActivationScheduler(DynamicActivation())
-    with pytest.raises(ValueError, match="state has kinds {: DynamicActivation}; allowed is"):
+    with pytest.raises(ValueError, match=r"state has kinds {: DynamicActivation}; allowed is"):
         scheduler.load_state_dict(other.state_dict())
     of_another_kind = ActivationScheduler(DynamicCRReLU())
     with pytest.raises(ValueError, match=r"DynamicActivation.* allowed .*DynamicCRReLU"):
