@@ -103,7 +103,7 @@ def measure(result: Result, study: Path) -> list[Layer]:
         values = outputs.double().numpy()
         entropy, atoms = entropies(values.reshape(-1, values.shape[-1]))
         separation = overlap(values, labels.numpy())
-        own = recipe.cell, recipe.activation, name
+        own = recipe.cell, recipe.variant, name
         layers.append(
             Layer(*own, entropy, atoms, separation, result.epochs[-1].metrics["accuracy"])
         )

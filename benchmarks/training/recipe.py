@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -127,8 +128,7 @@ class Recipe:
             value, check = getattr(self, one.name), one.metadata["check"]
             if value is not None and check and not check(value):
                 raise ValueError(f"{one.name} is {value!r}; allowed are {one.metadata['allowed']}")
-        dynamic = activations.parse(self.activation).dynamic
-        if dynamic and (self.dataset in PREFERENCES) != (self.weights is not None):
+        if self.dynamic and (self.dataset in PREFERENCES) != (self.weights is not None):
             raise ValueError(
                 f"weights is {self.weights!r}; with activation {self.activation!r} allowed are: in "
                 "DPO a file, since its functions stay as they were learned; elsewhere null, since "
@@ -146,9 +146,23 @@ class Recipe:
             )
 
     @property
+    def dynamic(self) -> bool:
+        return activations.parse(self.activation).dynamic
+
+    @property
     def setting(self) -> str:
-        """Names everything but the activation and the seed: what is equal in a comparison."""
-        return _digest({k: v for k, v in self._identity() if k not in ("activation", "seed")})
+        """Names everything but the activation, with its own knobs, and the seed: what is equal in a
+        comparison."""
+        own = ("activation", "seed", *EAFO)
+        return _digest({k: v for k, v in self._identity() if k not in own})
+
+    @property
+    def variant(self) -> str:
+        """The activation, and its own knobs where they are other than the dataset's."""
+        usual = shipped(self.dataset)
+        own = {name: getattr(self, name) for name in EAFO if self.dynamic}
+        others = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+        return ", ".join([self.activation, *others])
 
     @property
     def cell(self) -> str:
@@ -158,11 +172,25 @@ class Recipe:
         return f"{safe}-{_digest(dict(self._identity()))}"
 
     def _identity(self) -> Iterable[tuple[str, Any]]:
-        return ((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata["identity"])
+        for one in fields(self):
+            if one.metadata["identity"] and (self.dynamic or one.name not in EAFO):
+                yield one.name, getattr(self, one.name)
 
 
 KNOBS: dict[str, Field[Any]] = {one.name: one for one in fields(Recipe)}
+EAFO = tuple(name for name in KNOBS if name.startswith("eafo_"))
+"""Of dynamic activations alone."""
 _TYPES = get_type_hints(Recipe)
+
+
+@functools.cache
+def shipped(dataset: str) -> dict[str, Any]:
+    """The knobs' values of a dataset where no others are given: its own, else the published."""
+    own = read(SHIPPED / f"{dataset}.yaml")
+    return {
+        name: convert(name, own[name]) if name in own else one.default
+        for name, one in KNOBS.items()
+    }
 
 
 def cells(request: Mapping[str, Any]) -> list[Recipe]:

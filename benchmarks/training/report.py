@@ -122,9 +122,11 @@ def section(group: list[Result]) -> Iterator[str]:
     yield ""
     runs = {summary.activation: summary.runs for summary in summaries}
     against = {
-        name: difference(runs["dynamic-eafo"], runs[name], judged_by)
+        control: difference(runs[variant], runs[control], judged_by)
+        for variant in runs
+        if variant.partition(",")[0] == "dynamic-eafo"
         for name in CONTROLS
-        if name in runs and "dynamic-eafo" in runs
+        if (control := variant.replace("dynamic-eafo", name)) in runs
     }
     if against:
         columns = ("dynamic-eafo less its control", "seeds", "difference", "p")
@@ -134,7 +136,7 @@ def section(group: list[Result]) -> Iterator[str]:
         ])  # fmt: skip
     for result in group:
         if result.diverged:
-            where = f"{result.recipe.activation}, seed {result.recipe.seed}"
+            where = f"{result.recipe.variant}, seed {result.recipe.seed}"
             yield f"**Diverged: {where}.** {result.diverged}"
             yield ""
     epsilons = [
@@ -155,9 +157,10 @@ def section(group: list[Result]) -> Iterator[str]:
     if derived:
         columns = ("activation", "layer", "location of the input", "scale")
         yield from table((*columns, "entropy of the output, nats", "updates refused"), derived)
+    own = next((one.recipe for one in group if one.recipe.dynamic), recipe)  # with all its knobs
     changed = {
         name: value
-        for name, value in asdict(recipe).items()
+        for name, value in asdict(own).items()
         if name in ("model", "dataset") or value != default(name)
     }
     shown = ", ".join(

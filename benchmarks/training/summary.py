@@ -115,7 +115,8 @@ def metrics(result: Result) -> tuple[Metric, ...]:
 
 
 def settings(results: list[Result]) -> list[list[Result]]:
-    """The results that differ in activation and seed alone, in the order in which they began."""
+    """The results that differ in activation, with its own knobs, and seed alone, in the order in
+    which they began."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.recipe.setting, []).append(result)
@@ -127,11 +128,11 @@ def summarize(results: list[Result]) -> list[Summary]:
     runs: dict[str, dict[int, Result]] = {}
     diverged: Counter[str] = Counter()
     for result in results:
-        by_seed = runs.setdefault(result.recipe.activation, {})
+        by_seed = runs.setdefault(result.recipe.variant, {})
         if result.diverged is None:
             by_seed[result.recipe.seed] = result
         else:
-            diverged[result.recipe.activation] += 1
+            diverged[result.recipe.variant] += 1
     reference = list(runs.get(REFERENCE, {}).values())
     return [
         _summary(activation, by_seed, diverged[activation], reference, metrics(results[0]))

@@ -76,7 +76,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "| encoder.layers.1.activation | +" in page or "| encoder.layers.1.activation | -" in page
     )
-    assert "| dynamic-random | 2 | " in page.split("less its control")[1]
+    own = "eafo_every 2, eafo_warmup 4"
+    assert f"| dynamic-random, {own} | 2 | " in page.split("less its control")[1]
     (picture,) = tmp_path.glob("*-premise.png")
     assert f"({picture.name})" in page
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -61,6 +61,18 @@ def test_identity() -> None:
     other = dataclasses.replace(one, activation="gelu", seed=1)
     assert other.cell != one.cell
     assert other.setting == one.setting
+    assert dataclasses.replace(one, eafo_trust=0.5).cell == one.cell
+
+
+def test_the_knobs_of_dynamic_activations_are_part_of_these() -> None:
+    """So that all have the same fixed ones beside them."""
+    usual, fixed = cells({"dataset": "digits", "activation": ["dynamic-eafo", "gelu"], "seed": 0})
+    assert usual.variant == "dynamic-eafo"
+    trusting = dataclasses.replace(usual, eafo_trust=0.5, eafo_every=9)
+    assert trusting.variant == "dynamic-eafo, eafo_every 9, eafo_trust 0.5"
+    assert len({one.cell for one in (usual, fixed, trusting)}) == 3
+    assert usual.setting == fixed.setting == trusting.setting
+    assert dataclasses.replace(fixed, eafo_trust=0.5).variant == "gelu"
 
 
 @pytest.mark.parametrize(
