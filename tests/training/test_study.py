@@ -41,7 +41,8 @@ def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     kills = 0
     for _ in range(60):
         process = start(tmp_path / "killed", KILLED)
-        process.join(timeout=0.3 + 0.7 * chance.random())
+        # Later each time, so that it gets done on a busy machine too.
+        process.join(timeout=(0.3 + 0.7 * chance.random()) * 1.05**kills)
         if process.exitcode is None:
             process.kill()
             process.join()
