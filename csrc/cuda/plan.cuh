@@ -17,7 +17,7 @@ constexpr int64_t kTilesOfOneBlock = 5;
 constexpr int64_t kRowsOfOneBand = 64;
 /// Shorter stretches of one epsilon than this are handled as rows; and if there are so many rows,
 /// which pay for a slot of each column, all that would leave a part of a block's tile empty.
-constexpr int64_t kShortestRun = 1024, kFewestRows = 32;
+constexpr int64_t kShortestRun = 1024, kFewestRows = 64;
 /// A row is made as long as a multiple of a warp's packs, if these are no more.
 constexpr int64_t kMostTilesOfRow = 8;
 

@@ -43,7 +43,7 @@ LAYOUTS = [
     Layout(1, 5000, 3),
     Layout(3000, 2, 1),
     Layout(90, 48, 1),
-    Layout(33, 2, 1100),
+    Layout(65, 2, 1100),
     # runs
     Layout(1, 2, 1024),
     Layout(3, 5, 1025),
