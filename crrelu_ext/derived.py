@@ -78,7 +78,13 @@ class DerivedActivation(nn.Module):
                 stacklevel=2,
             )
         device = torch.get_default_device() if device is None else device
-        self.register_buffer("table", table.to(device=device, dtype=dtype))
+        stored = table.to(dtype)
+        if not (stored.isfinite().all() and (stored[0].diff() > 0).all()):
+            raise ValueError(
+                f"lower is {lower} and upper {upper}; allowed are bounds between which {knots} "
+                f"knots are apart, and finite with their values, in {dtype}"
+            )
+        self.register_buffer("table", stored.to(device))
         self.register_buffer("error", torch.tensor(error, device=device, dtype=torch.float32))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -99,6 +105,9 @@ class DerivedActivation(nn.Module):
 
 def tabulate(activation: Function, lower: float, upper: float, knots: int) -> tuple[Tensor, float]:
     """The table of an activation, (3, knots) float64 on the CPU, and its largest error between."""
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if not isinstance(bound, int | float):
+            raise TypeError(f"{name} is {bound!r}; allowed is a number")
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
     if not isinstance(knots, int) or knots < 2:

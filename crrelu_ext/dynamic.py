@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from crrelu_ext._nested import is_jagged
 from crrelu_ext._ops import _C
-from crrelu_ext.derived import DerivedActivation
+from crrelu_ext.derived import DerivedActivation, tabulate
 from crrelu_ext.elementwise import Function
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.modules import CRReLU
@@ -68,7 +68,8 @@ class Histogram(nn.Module):
             raise ValueError(f"samples is {samples!r}; allowed are 1, 2, 3 …")
         self.channel_dim = channel_dim
         self.samples = samples
-        self.register_buffer("place", torch.empty(2, channels, device=device))
+        place = torch.empty(2, channels, dtype=torch.float32, device=device)
+        self.register_buffer("place", place)
         self.counts = torch.empty(channels, BINS + 3, dtype=torch.int64, device=device)
         self.reset_parameters()
 
@@ -88,8 +89,18 @@ class Histogram(nn.Module):
         super()._apply(fn, recurse)
         if self.place.dtype != torch.float32:  # model.bfloat16() and the like
             self.place = place.to(self.place.device)
-        self.counts = fn(self.counts)
+        self._follow_place()
         return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._follow_place()  # which may have been assigned
+
+    def _follow_place(self) -> None:
+        """The counts go where the place is, as int64; those of a meta device are none."""
+        if self.counts.is_meta:
+            self.counts = torch.zeros_like(self.counts, device=self.place.device)
+        self.counts = self.counts.to(self.place.device)
 
 
 class DynamicActivation(DerivedActivation):
@@ -131,6 +142,13 @@ class DynamicActivation(DerivedActivation):
         object.__setattr__(self, "activation", activation)
         self.histogram = Histogram(1, 0, samples, device)
         self.to(self.histogram.place.device)
+
+    def reset_parameters(self) -> None:
+        """Back to the start, in units of 1."""
+        start = smooth_relu if self.activation is None else self.activation
+        table, error = tabulate(start, -REACH, REACH, self.table.shape[1])
+        self.table.copy_(table)
+        self.error.fill_(error)
 
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)  # first, since it names what is wrong with an input
@@ -180,12 +198,17 @@ class DynamicCRReLU(CRReLU):
         return output
 
 
+def local(tensor: Any) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    # By its type, since a Proxy of torch.fx has any attribute.
+    return tensor.to_local() if hasattr(type(tensor), "to_local") else tensor
+
+
 def count(input: Tensor, place: Tensor, samples: int, channel_dim: int, counts: Tensor) -> None:
     """Of any tensor; the native entry for plain ones is `_C.count_`."""
     input = input.detach()
     if is_jagged(input):
         input = input.values()
         channel_dim -= channel_dim > 0  # values have no batch dimension
-    elif hasattr(input, "to_local"):  # a DTensor: the ranks' counts are added up later
-        input = input.to_local()
-    torch.ops.crrelu_ext.count_(input, place, samples, channel_dim, counts)
+    input = local(input)  # the ranks' counts are added up later
+    torch.ops.crrelu_ext.count_(input, local(place), samples, channel_dim, counts)

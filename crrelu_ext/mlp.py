@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from crrelu_ext._ops import native
 from crrelu_ext.functional import crrelu
@@ -69,19 +71,23 @@ class CRReLUMLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         hidden = self.fc1(input)
-        if is_compiling() or not native or not torch.is_grad_enabled() or not self._as_built():
+        if is_compiling() or not torch.is_grad_enabled() or not self._takes_less(hidden):
             return self.fc2(self.act(hidden))
         weight: Tensor = self.fc2.weight
         bias: Tensor | None = self.fc2.bias
-        if torch.is_autocast_enabled(hidden.device.type):
+        if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         return _ActivateAndProject.apply(hidden, self.act.epsilon, weight, bias)
 
-    def _as_built(self) -> bool:
-        """Whether act and fc2 do what _ActivateAndProject does, and nobody watches them."""
+    def _takes_less(self, hidden: Tensor) -> bool:
+        """Whether _ActivateAndProject does what act and fc2 do, and nobody watches them."""
         act = self.act
+        if not native or not isinstance(hidden, Tensor) or hidden.is_nested:  # a Proxy of torch.fx
+            return False
+        if is_tracing() or _has_any_global_hook():
+            return False
         if not (_is_plain(act, CRReLU) and _is_plain(self.fc2, nn.Linear)):
             return False
         return act.num_parameters == 1 or act.channel_dim == -1
@@ -90,7 +96,8 @@ class CRReLUMLP(nn.Module):
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     hooks = module._forward_hooks, module._forward_pre_hooks
     more_hooks = module._backward_hooks, module._backward_pre_hooks
-    return type(module) is kind and not any((*hooks, *more_hooks))
+    own = "forward" in vars(module)  # as those patch it who offload weights
+    return type(module) is kind and not own and not any((*hooks, *more_hooks))
 
 
 class _ActivateAndProject(torch.autograd.Function):
@@ -111,6 +118,11 @@ class _ActivateAndProject(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad_output.device.type, enabled=False):
+            return _ActivateAndProject.gradients(ctx, grad_output)
+
+    @staticmethod
+    def gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         hidden, epsilon, weight = ctx.saved_tensors
         for_hidden, for_epsilon, for_weight, for_bias = ctx.needs_input_grad
         grad_hidden = grad_epsilon = grad_weight = grad_bias = None

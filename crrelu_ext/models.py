@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,6 +60,8 @@ def replace_activation(
             made[child] = _like(child, parent, model, new())
     for _, parent, child_name, child in places:
         setattr(parent, child_name, made[child])
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # which says what a fused kernel may do in its place
     return {name: made[child] for name, _, _, child in places}
 
 
@@ -97,8 +100,9 @@ def register() -> list[str]:
 
     Then ``GPT2Config(activation_function="crrelu")`` and
     ``timm.create_model("vit_tiny_patch16_224", act_layer="crrelu")`` make models with a learnable
-    epsilon in each activation. Importing those packages takes seconds, so crrelu_ext does not do
-    it by itself.
+    epsilon in each activation, and ``from_pretrained(..., activation_function="crrelu")`` gives
+    those that the checkpoint lacks their start. Importing those packages takes seconds, so
+    crrelu_ext does not do it by itself.
 
     Returns:
         The packages that know the name now: of the two, those that are installed. None is no error:
@@ -114,9 +118,24 @@ def register() -> list[str]:
 
 
 def _register_with_transformers() -> None:
+    from transformers import PreTrainedModel
     from transformers.activations import ACT2FN
 
     ACT2FN["crrelu"] = CRReLU
+    initialize = PreTrainedModel._initialize_weights
+    if hasattr(initialize, "sets_crrelu"):
+        return
+
+    # from_pretrained makes a model without values. Of those that the checkpoint lacks, each model
+    # sets what it knows; to all others this is memory as it was found.
+    @functools.wraps(initialize)
+    def initialize_weights(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if isinstance(module, CRReLU) and not getattr(module, "_is_hf_initialized", False):
+            module.reset_parameters()
+        initialize(self, module, *args, **kwargs)
+
+    initialize_weights.sets_crrelu = True  # type: ignore[attr-defined]
+    PreTrainedModel._initialize_weights = initialize_weights  # type: ignore[method-assign]
 
 
 def _register_with_timm() -> None:

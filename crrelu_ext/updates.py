@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crrelu_ext.derived import monotone_slopes
-from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU
+from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU, local
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.placing import Places, sample
 
@@ -83,8 +83,8 @@ class Tables:
             table[2] = monotone_slopes(
                 table[1], table[2], ((table[0, -1] - table[0, 0]) / (knots - 1)).item()
             )
-            layer.table.copy_(table)
-            layer.histogram.place.copy_(places[i][:, None])
+            local(layer.table).copy_(table)
+            local(layer.histogram.place).copy_(places[i][:, None])
 
 
 class Placed:
@@ -115,8 +115,8 @@ class Placed:
                 step=step,
                 entropy_before=entropies[i],
                 entropy=entropies[len(self.layers) + i],
-                location=layer.histogram.place[0].mean().item(),
-                scale=layer.histogram.place[1].mean().item(),
+                location=_place(layer)[0].mean().item(),
+                scale=_place(layer)[1].mean().item(),
                 epsilon=_epsilons(layer).mean().item(),
                 step_size=0.0,
                 refusal=None if measured[i].any() else "too little of the input was measured",
@@ -129,7 +129,7 @@ class Placed:
         """A sample of each layer's input, (some of its channels, elements)."""
         by_layer = zip(self.counts.split(self.channels), self.layers.values(), strict=True)
         return [
-            sample(counts[_some(layer), 1:ABOVE], layer.histogram.place[:, _some(layer)].cpu())
+            sample(counts[_some(layer), 1:ABOVE], _place(layer)[:, _some(layer)])
             for counts, layer in by_layer
         ]
 
@@ -138,18 +138,23 @@ class Placed:
         outputs = []
         for x, layer in zip(inputs, self.layers.values(), strict=True):
             epsilon = _epsilons(layer)[_some(layer)]
-            place = layer.histogram.place[:, _some(layer)].cpu()
+            place = _place(layer)[:, _some(layer)]
             outputs.append(crrelu_at(x, epsilon, place, channel_dim=0))
         return outputs
 
     def _hand_out(self) -> None:
         places = torch.stack([self.measured.location, self.measured.scale]).split(self.channels, 1)
         for layer, place in zip(self.layers.values(), places, strict=True):
-            layer.histogram.place.copy_(place)
+            local(layer.histogram.place).copy_(place)
 
 
 def _known(entropy: Tensor) -> float | None:
     return None if entropy.isnan() else entropy.item()
+
+
+def _place(layer: DynamicCRReLU) -> Tensor:
+    """Locations and scales, on the CPU."""
+    return local(layer.histogram.place).cpu()
 
 
 def _epsilons(layer: DynamicCRReLU) -> Tensor:

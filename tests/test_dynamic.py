@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -524,6 +526,59 @@ def test_other_starts() -> None:
         assert (act(x) - start(x)).abs().max() < 2e-3
     with pytest.raises(ValueError, match="not increasing"):
         DynamicActivation(F.silu)
+
+
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_made_without_memory(make: Any) -> None:
+    """The counts are in no state: they begin at zero, on the device of what is loaded."""
+    x, state = torch.randn(3, 4), make().state_dict()
+    with torch.device("meta"):
+        filled, assigned, reset = make(), make(), make()
+    filled.to_empty(device="cpu").load_state_dict(state)
+    assigned.load_state_dict(state, assign=True)
+    for module in reset.to_empty(device="cpu").modules():
+        module.reset_parameters()
+    expected = make()(x)
+    for layer in (filled, assigned, reset):
+        assert torch.equal(layer(x), expected)
+        assert layer.histogram.counts.sum() == 12
+
+
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_any_default_dtype_and_cast(make: Any) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = make()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    layer(torch.randn(5, dtype=torch.float64))
+    layer.type(torch.float16)(torch.randn(5).half())
+    assert layer.histogram.counts.sum() == 10
+
+
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_traced_by_fx(make: Any) -> None:
+    x = torch.randn(5)
+    assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(make()))(x), make()(x))
+
+
+def sharded(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    layers = DynamicActivation(), DynamicCRReLU()
+    model = nn.ModuleList(layers)
+    scheduler = ActivationScheduler(model, every=4, warmup=4)
+    distribute_module(model, mesh)
+    for _ in range(8):
+        x = distribute_tensor(torch.randn(1000, 3), mesh, [Shard(0)])
+        for layer in layers:
+            assert torch.isfinite(layer(x).to_local()).all()
+            assert layer.histogram.counts.sum() > 400
+        scheduler.step()
+    assert scheduler.refusals == {"0": 0, "1": 0}
+
+
+def test_distributed_tensors(tmp_path: Path) -> None:
+    in_processes(tmp_path, sharded)
 
 
 def test_a_start_is_no_part_of_the_network() -> None:

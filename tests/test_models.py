@@ -9,6 +9,8 @@ import importlib.util
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +171,37 @@ def test_transformers(kind: str, by_name: bool) -> None:
     assert sum(isinstance(module, CRReLU) for module in model.modules()) == 2
     tokens = torch.randint(64, (2, 8))
     training_step(model, lambda m: m(input_ids=tokens, labels=tokens).loss)
+
+
+def test_transformers_that_load_what_has_no_epsilon(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert register() == register()
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=2, n_embd=32, vocab_size=64, n_positions=16,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    load = transformers.GPT2LMHeadModel.from_pretrained
+    model = load(tmp_path, activation_function="crrelu")
+    epsilons = [p for name, p in model.named_parameters() if name.endswith("epsilon")]
+    assert [epsilon.item() for epsilon in epsilons] == pytest.approx([0.01, 0.01])
+    with torch.no_grad():
+        for epsilon in epsilons:
+            epsilon.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    saved = dict(load(tmp_path).named_parameters())
+    assert [saved[f"transformer.h.{i}.mlp.act.epsilon"].item() for i in (0, 1)] == [0.5, 0.5]
+
+
+def test_a_layer_that_torch_would_fuse() -> None:
+    layer = nn.TransformerEncoderLayer(
+        16, 2, 32, dropout=0.0, activation=nn.GELU(), batch_first=True
+    )
+    assert replace_activation(layer, nn.GELU, partial(CRReLU, init=3.0))
+    x = torch.randn(2, 5, 16)
+    expected = layer.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
