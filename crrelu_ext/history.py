@@ -29,7 +29,8 @@ def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     if not any(scheduler.history.values()):
-        raise ValueError("scheduler has no history yet: no update was made")
+        first = scheduler.warmup + scheduler.every
+        raise ValueError(f"scheduler has no history yet: its first update is at step {first}")
     figure = Figure(figsize=(12, 8), layout="constrained")
     (entropy, place), (size, function) = figure.subplots(2, 2)
     for number, (name, history) in enumerate(scheduler.history.items()):

@@ -78,6 +78,8 @@ class ActivationScheduler:
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {least} on")
+        if total < warmup:
+            raise ValueError(f"total is {total}; allowed are numbers from warmup, {warmup}, on")
         positive = {"trust": trust} | ({} if step_size is None else {"step_size": step_size})
         for name, number in positive.items():
             if not _is_number(number) or not 0 < number < math.inf:

@@ -628,6 +628,7 @@ def test_tensorboard() -> None:
     [
         ({"every": 0}, "every is 0; allowed are whole numbers from 1 on"),
         ({"total": 1.5}, "total is 1.5; allowed are whole numbers from 1 on"),
+        ({"total": 99}, "total is 99; allowed are numbers from warmup, 100, on"),
         ({"warmup": 3}, "warmup is 3; allowed are whole numbers from 4 on"),
         ({"trust": 0.0}, "trust is 0.0; allowed are positive"),
         ({"trust": "x"}, "trust is 'x'; allowed are positive"),

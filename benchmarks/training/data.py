@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def load(recipe: Recipe, processes: Processes) -> tuple[Images, Source, Source]:
 
     Raises:
         DataError: they are not there or broken.
-        ValueError: data_dir is missing.
+        ValueError: data_dir is missing. ImportError: torchvision is.
     """
     if recipe.dataset == "digits":
         train, test = Digits.load(recipe.seed)
@@ -42,6 +43,10 @@ def load(recipe: Recipe, processes: Processes) -> tuple[Images, Source, Source]:
     if recipe.data_dir is None:
         raise ValueError(
             f"data_dir is missing; dataset {recipe.dataset!r} needs the folder where it lies"
+        )
+    if find_spec("torchvision") is None:
+        raise ImportError(
+            f"dataset {recipe.dataset!r} needs torchvision, which the extra `recipes` installs"
         )
     folder = Path(recipe.data_dir)
     if recipe.dataset == "imagenet-shards":

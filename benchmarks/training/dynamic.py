@@ -34,7 +34,7 @@ def scheduler(recipe: Recipe, model: nn.Module, steps: int) -> ActivationSchedul
     options: dict[str, Any] = {
         "every": recipe.eafo_every,
         "warmup": recipe.eafo_warmup,
-        "total": recipe.epochs * steps,
+        "total": max(recipe.epochs * steps, recipe.eafo_warmup),
         "trust": recipe.eafo_trust,
     }
     if recipe.activation == KEPT:
