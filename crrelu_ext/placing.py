@@ -13,6 +13,7 @@ from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, R
 CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
 """Of the bins, in scales from the location."""
 SAMPLE = 512
+"""Quantiles that stand for an input."""
 FEWEST = 16
 """Elements that say something of a place."""
 OUTSIDE = 0.01

@@ -11,7 +11,7 @@ from ..publish import publish
 from . import plots, premise, published, results
 from .dynamic import CONTROLS
 from .premise import Layer
-from .recipe import KNOBS, Recipe
+from .recipe import EAFO, KNOBS, Recipe
 from .results import Result
 from .summary import (
     ACCURACY,
@@ -162,6 +162,7 @@ def section(group: list[Result]) -> Iterator[str]:
         name: value
         for name, value in asdict(own).items()
         if name in ("model", "dataset") or value != default(name)
+        if own.dynamic or name not in EAFO
     }
     shown = ", ".join(
         f"{name} {value}" for name, value in changed.items() if name not in ("activation", "seed")
