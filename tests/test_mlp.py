@@ -183,11 +183,14 @@ def test_nested_tensors() -> None:
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, torch.jit.trace])
-def test_tracing(trace: Any) -> None:
+@pytest.mark.parametrize(
+    "traced",
+    [lambda model, input: torch.fx.symbolic_trace(model), lambda *both: torch.jit.trace(*both)],
+    ids=["fx", "jit"],
+)
+def test_tracing(traced: Callable[[nn.Module, Tensor], nn.Module]) -> None:
     model, input = CRReLUMLP(6, 24), torch.randn(5, 6)
-    traced = trace(model, *[input] * (trace is torch.jit.trace))
-    assert torch.equal(traced(input), model(input))
+    assert torch.equal(traced(model, input)(input), model(input))
 
 
 @pytest.mark.parametrize("name", ["in_features", "hidden_features", "out_features"])
