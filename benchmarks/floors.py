@@ -44,7 +44,7 @@ from .cases import (
     make_operands,
     module,
 )
-from .environment import describe
+from .environment import describe, keep_freed_memory
 from .publish import publish
 
 MakeCall = Callable[[Operands], Call]
@@ -175,14 +175,17 @@ TOTAL = len(FLOORS) + len(AVX2_FLOORS) * len(AVX2_RIVALS)
 
 
 def measure(floor: Floor, quick: bool) -> Result:
-    """Both sides in turn, some 0.3 ms or one call each, for as many rounds as fit the time."""
+    """Both sides in turn, some 3 ms or one call each, for as many rounds as fit the time.
+
+    That is long beside what a side needs to fill the caches again after the other's turn.
+    """
     info = crrelu_ext.build_info()
     if not info["native"]:
         raise RuntimeError(f"The floors are for the native kernels. {info['problem']}")
     operands = make_operands("cpu", floor.dtype, floor.numel)
     calls = floor.ours(operands), floor.theirs(operands)
     once = [min(repeat(call, number=1, repeat=5)) for call in calls]  # also the warm-up
-    numbers = [max(1, round(3e-4 / seconds)) for seconds in once]
+    numbers = [max(1, round(3e-3 / seconds)) for seconds in once]
     times: list[list[float]] = []
     end = perf_counter() + (0.3 if quick else 2.0)
     while len(times) < 7 or perf_counter() < end:
@@ -249,10 +252,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floors", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument(
+        "--allocator-as-it-comes",
+        action="store_true",
+        help="let the C library give freed memory back to the system, as it does by itself",
+    )
     parser.add_argument("--avx2-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
     facts = describe("python -m benchmarks.floors")
+    if not arguments.allocator_as_it_comes:
+        facts["allocator"] = keep_freed_memory()
     if arguments.avx2_only:
         measured: Iterator[Result] = (measure(floor, arguments.quick) for floor in AVX2_FLOORS)
         total = len(AVX2_FLOORS)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import crrelu_ext
 
 from . import digits, floors, plots, report, suites
-from .environment import describe
+from .environment import describe, keep_freed_memory
 from .publish import publish
 
 RESULTS = Path(__file__).parent / "results" / "local"
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results" / "local"
 def measure(console: Console, quick: bool) -> report.Results:
     """Runs the suites, the floors and the training, with a progress bar for each."""
     start = perf_counter()
-    environment = describe("python -m benchmarks")
+    environment = describe("python -m benchmarks") | {"allocator": keep_freed_memory()}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -128,8 +128,8 @@ struct Reduced {
     r = fma(exponent, V(C::kTwoLn2), square);
     if constexpr (P == Precision::kFull) {
       // At x^2 = 200 half an ulp of x^2 is 5e-6 of the result: carry what rounding took from x^2
-      // and from 2 ln 2.
-      r = fma(exponent, V(C::kTwoLn2Low), r) + fma(x, x, -square);
+      // and from 2 ln 2. Added up beside r, not one after the other: the chain is long enough.
+      r = r + fma(exponent, V(C::kTwoLn2Low), fma(x, x, -square));
     }
   }
 };
