@@ -1,12 +1,13 @@
-# Everything runs in an environment of its own, .venv, which needs python3 (with venv), make and g++.
+# What is for development runs in an environment of its own, mostly .venv, which needs python3 (with
+# venv), make and g++.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV ?= .venv
 
 PY := $(VENV)/bin/python
-# Whole files to each process: what a file's tests share is made once. In their order, since the file
-# with the fewest tests, test_isa.py, takes longest and must not come last.
+# Whole files to each process: what a file's tests share is made once. In their order, since a file
+# with few tests, test_isa.py, takes longest and must not come last.
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 # Of a build in this tree there is one, so one stamp: which environment and which torch it is for.

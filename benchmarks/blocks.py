@@ -7,6 +7,7 @@ median over the rounds counts, and their quartiles show the spread. Both have th
 the same memory: where that lies can make two percent.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import quantiles
@@ -115,6 +116,7 @@ def ratios(pair: Pair) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.blocks", description=__doc__).parse_args()
     console = Console()
     table = Table(box=rich.box.SIMPLE_HEAD, caption="time of the first over that of the second")
     for column in ("", "dtype", "mode", "median", "quartiles"):

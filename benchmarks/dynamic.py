@@ -7,6 +7,7 @@ machine shared with others the ratio of two times is known to a percent at best,
 is also timed by itself, where it happens.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, cycle, islice, product
@@ -131,6 +132,7 @@ def compare(dataset: str, form: str) -> Comparison:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.dynamic", description=__doc__).parse_args()
     console = Console()
     columns = "ratio", "quartiles", "step, ms", "counting, ms", "update, ms", "both, of a step"
     rows = Table("", "", *columns)

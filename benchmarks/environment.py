@@ -18,7 +18,6 @@ need_bench()
 
 import cpuinfo  # noqa: E402
 
-
 # Parameters of glibc's mallopt, from its malloc.h, and the largest block it keeps on its heap.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_KEPT = -1, -3, 32 * 2**20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -100,6 +101,14 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not own and not any((*hooks, *more_hooks))
 
 
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """What turns autocast off where it is on; elsewhere that would only take time."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 class _ActivateAndProject(torch.autograd.Function):
     """CRReLU(hidden) · weightᵀ + bias, which saves its arguments and no activation."""
 
@@ -107,7 +116,7 @@ class _ActivateAndProject(torch.autograd.Function):
 
     @staticmethod
     def forward(hidden: Tensor, epsilon: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _no_autocast(hidden):
             return F.linear(crrelu(hidden, epsilon, channel_dim=-1), weight, bias)
 
     @staticmethod
@@ -118,7 +127,7 @@ class _ActivateAndProject(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with _no_autocast(grad_output):
             return _ActivateAndProject.gradients(ctx, grad_output)
 
     @staticmethod

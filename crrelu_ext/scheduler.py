@@ -75,6 +75,8 @@ class ActivationScheduler:
             raise TypeError(f"model has type {given}; allowed is a torch.nn.Module")
         if not native:
             raise RuntimeError(f"only the native kernels measure an activation's input. {problem}")
+        import crrelu_ext.eafo  # noqa: F401  (says what to install where scipy is missing)
+
         for name, value, least in (("every", every, 1), ("warmup", warmup, 4), ("total", total, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {least} on")

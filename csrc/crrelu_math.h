@@ -13,10 +13,10 @@
 // with exp(-x^2/2) kept as significand * 2^exponent, products formed with the significand, and the
 // power of two applied late, so that nothing overflows on the way and a subnormal is rounded once.
 //
-// What V provides (cpu/vec_*.h): `real`, broadcast from it, + - * /, fma(a, b, c) = a*b + c, max
-// and min (the second operand where one is NaN), greater(a, b), select(mask, a, b), all_less(a, x),
-// false for NaN, ldexp(a, n) = a * 2^floor(n), and, for a vocabulary that tabulates 2^(j/k), j =
-// 0..k-1,
+// What V provides (cpu/vec_*.h, cuda/vec_cuda.cuh): `real`, broadcast from it, + - * /, unary -,
+// fma(a, b, c) = a*b + c, max and min (the second operand where one is NaN), greater(a, b),
+// select(mask, a, b), all_less(a, x), false for NaN, ldexp(a, n) = a * 2^floor(n), and, for a
+// vocabulary that tabulates 2^(j/k), j = 0..k-1,
 //     shifter()                 which when added rounds to multiples of 1/k,
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
 //     exp_reduced<P>(shifted, r)  2^(shifted - shifter) * exp(-r/2) where that is a normal number.

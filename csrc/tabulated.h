@@ -68,7 +68,7 @@ struct TableOf {
   }
 };
 
-/// f(x), x between the ends or NaN, from a table (TableOf).
+/// f(x), from a table (TableOf).
 struct Tabulated {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 0;

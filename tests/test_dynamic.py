@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -646,6 +647,14 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
     for samples in (0, 1.5):
         with pytest.raises(ValueError, match=f"samples is {samples}; allowed are 1, 2, 3"):
             DynamicActivation(samples=samples)  # type: ignore[arg-type]
+
+
+def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("crrelu_ext.eafo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match="pip install scipy"):
+        ActivationScheduler(nn.Sequential(DynamicCRReLU()))
 
 
 def test_a_model_over_several_devices(device: str) -> None:

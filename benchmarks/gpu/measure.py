@@ -1,4 +1,4 @@
-"""The kernels and two models on a GPU, beside their rivals; figures go to a JSON file.
+"""The kernels and four models on a GPU, beside their rivals; figures go to a JSON file.
 
 ``python measure.py FILE [--seconds N] [--dry-run]``; needs torch and crrelu_ext alone. A dry run is
 on the CPU, with sizes and rounds that say nothing about speed.

@@ -37,7 +37,7 @@ class Epoch:
     rate: float  # images or tokens per second, training alone
     epsilons: dict[str, list[float]]  # by CRReLU layer, after the epoch
     updates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Of dynamic EAFO, by layer: the fields of each crrelu_ext.scheduler.Update in the epoch."""
+    """Of dynamic EAFO, by layer: the fields of each crrelu_ext.updates.Update in the epoch."""
 
 
 class Watch(Protocol):

@@ -79,7 +79,10 @@ def standard_library() -> Tokens:
 
 
 def _folder(recipe: Recipe) -> Tokens:
-    """train/**/*.txt and validation/**/*.txt, each file ended by the tokenizer's end of text."""
+    """train/**/*.txt and validation/**/*.txt, each file ended by the tokenizer's end of text.
+
+    For the tokenizer ``bytes`` a line's end parts them.
+    """
     if recipe.data_dir is None:
         raise ValueError("data_dir is missing; dataset 'text' needs the folder where it lies")
     train, validation = (

@@ -208,14 +208,10 @@ class Problems:
         """dH/dC of f + C · direction at C = 0, E[direction'/f'], (problems,)."""
         return self.grid.integral(self.p * direction.first / self.f.first)
 
-    def bound(self, direction: Jet) -> Tensor:
-        """The C up to which f + C · direction stays monotone, (problems,)."""
-        return 1 / (-direction.first / self.f.first).amax(-1).clamp(min=0)
-
     def moved(self, direction: Jet, step_size: Tensor) -> Problems:
         """The same with f + C · direction; step_size is (problems,).
 
-        H(f + C δ) = H + E[log(1 + C δ'/f')] is concave in C, so it falls for every C up to the
-        bound if it falls at all.
+        H(f + C δ) = H + E[log(1 + C δ'/f')] is concave in C, so it falls for every C for which
+        f + C δ is monotone if it falls at all.
         """
         return Problems(self.grid, self.log_p, self.f + direction * step_size[:, None])

@@ -77,8 +77,9 @@ def improve(
             D does not jump.
         density: of x.
         steps: how many, at most.
-        step_size: C of every step; None takes half of what monotonicity allows, or with
-            ``functions`` what would lower H by 0.3 nats; longer ones do no harm there.
+        step_size: C of every step, before it is halved; None takes half of what monotonicity
+            allows, or with ``functions`` what would lower H by 0.3 nats; longer ones do no harm
+            there.
         fixed_variance: descend on H - ½ log var, and rescale each function to the mean and variance
             of the given one, so that nothing is won by mere scale.
         functions: take the steps among so many Hermite functions, along D's projection, such that
@@ -86,8 +87,9 @@ def improve(
             steps, and D may jump. None steps along D itself. Of a monotone activation.
 
     Raises:
-        ValueError: there is no such direction, and why; or ``step_size`` is beyond monotonicity or
-            raises the entropy; or ``steps`` or ``functions`` is not a whole number in its range.
+        ValueError: there is no such direction, and why; or ``step_size`` is beyond monotonicity
+            (without ``functions``), or even a small part of it raises the entropy; or ``steps`` or
+            ``functions`` is not a whole number in its range.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")

@@ -15,7 +15,7 @@ struct alignas(64) Table {
   Bits bits[kEntries];
 };
 
-/// Every `kStep`th of `values`, with its index, moved left by `kShift`, taken off.
+/// `kEntries` of `values`, evenly spaced, each with its index, moved left by `kShift`, taken off.
 template <class Bits, int kEntries, int kShift, class Real, int kValues>
 constexpr Table<Bits, kEntries> table(const Real (&values)[kValues]) {
   Table<Bits, kEntries> result{};

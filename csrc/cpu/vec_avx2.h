@@ -204,7 +204,8 @@ CRRELU_INLINE Float64x4 power_of_two(Float64x4 n) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(biased.v), 52));
 }
 
-/// In two factors, so that a result may be subnormal; below 2^lowest nothing is left of a.
+/// In two factors, so that a result may be subnormal; below 2^-252 and 2^-2044 nothing is left of
+/// a.
 CRRELU_INLINE Float32x8 ldexp(Float32x8 a, Float32x8 n) {
   const Float32x8 whole = _mm256_floor_ps(max(n, Float32x8(-252.0f)).v);
   const Float32x8 half = _mm256_floor_ps((whole * Float32x8(0.5f)).v);

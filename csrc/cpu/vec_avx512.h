@@ -1,9 +1,9 @@
 // The vocabulary in AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. Included inside the target
 // region of kernels_avx512.cpp, after <immintrin.h>.
 //
-// 2^exponent comes from scalef, and the fraction from a table of 2^(j/16) that lives in registers:
-// one permute looks up every lane, which leaves a cubic (float) where a table-free polynomial would
-// need degree 6.
+// 2^(j/16) comes from a table that lives in registers: one permute looks up every lane, which
+// leaves a cubic (float) where a table-free polynomial would need degree 6. The whole power is
+// added to the entry as an integer; far from 0, where that could overflow, scalef applies it.
 #pragma once
 
 #include "../tabulated.h"

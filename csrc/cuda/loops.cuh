@@ -4,7 +4,7 @@
 // A thread has several packs in flight and computes a pack's lanes in lockstep. Packs lie on
 // multiples of 16 bytes of what is written; the first and the last of a tensor may have absent
 // lanes, which read zeros and take the same arithmetic: so no result depends on an element's
-// position. Indices have 64 bits up to a tile's beginning, 32 inside.
+// position. Indices have 64 bits up to a tile's beginning, 32 inside; of rows 64 throughout.
 #pragma once
 
 #include "kernels.h"
@@ -15,14 +15,14 @@ namespace crrelu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-/// At least so many blocks share a multiprocessor: 64 registers for a thread; of rows, where a
+/// At least so many blocks share a multiprocessor: 80 registers for a thread; of rows, where a
 /// thread keeps a pack's epsilons and sums, 128.
 constexpr int kResident = 3;
 constexpr int kResidentOfRows = 2;
 /// A table's rows, looked up for a pack's lanes, take registers too.
 template <class F>
 constexpr int kResidentOf = F::kNumbers > 0 ? kResident : 2;
-/// Loads of 16 bytes that a thread issues before it waits. With 1024 threads that makes 64 KiB in
+/// Loads of 16 bytes that a thread issues before it waits. With 768 threads that makes 48 KiB in
 /// flight per multiprocessor; Little's law asks for 25 KiB (4.8 TB/s · 700 ns / 132).
 constexpr int kLoads = 4;
 

@@ -12,7 +12,8 @@ namespace {
 /// Blocks for each one that fits at a time: those that end early make room for others.
 constexpr int64_t kWaves = 4;
 /// One block takes so many tiles of the backward pass alone, and one band so many rows, which saves
-/// the second launch: 4 Ki elements of any type and alignment are among them.
+/// the second launch: 4 Ki elements of any type and alignment are among them, but for the gated
+/// form in double.
 constexpr int64_t kTilesOfOneBlock = 5;
 constexpr int64_t kRowsOfOneBand = 64;
 /// Shorter stretches of one epsilon than this are handled as rows; and if there are so many rows,

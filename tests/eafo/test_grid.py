@@ -27,9 +27,10 @@ def softplus(x: Tensor) -> Jet:
 
 
 def descend(problems: Problems, dp: Tensor) -> tuple[Problems, Tensor]:
-    """A step down, and its sizes C: half the bound, as improve takes it; 0 where it is not down."""
+    """A step down, and its sizes C: half of what keeps f monotone, as improve takes it, or 0."""
     direction = problems.grid.jet(problems.grid.spline(problems.correction(dp)))
-    size = problems.bound(direction) / 2
+    bound = 1 / (-direction.first / problems.f.first).amax(-1).clamp(min=0)
+    size = bound / 2
     size = size.where((problems.slope(direction) < 0) & size.isfinite(), 0.0)
     return problems.moved(direction, size), size
 

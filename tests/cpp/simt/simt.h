@@ -49,9 +49,6 @@ inline void __syncthreads() { simt::synchronize(); }
 inline double __shfl_down_sync(uint32_t, double value, int distance) {
   return simt::shuffle_down(value, distance);
 }
-inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, int bits) {
-  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> bits);
-}
 
 namespace crrelu::cuda {
 namespace {
