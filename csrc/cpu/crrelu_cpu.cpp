@@ -125,8 +125,8 @@ Parameter Cpu::parameter(const Table& given, const at::Tensor& dense) {
 template <class F>
 void parallel_for(int64_t count, int64_t grain, const F& f) {
   if (count <= grain) return f(0, count);
-  const auto pieces = at::detail::empty_strided_cpu(
-      {count}, {1}, at::kByte);  // addresses to count by, never touched
+  static char none;  // where addresses start that are counted by and never touched
+  const auto pieces = at::from_blob(&none, {count}, at::kByte);
   const char* first = static_cast<const char*>(pieces.const_data_ptr());
   at::TensorIterator::borrowing_nullary_op(pieces).for_each(
       [&](char** data, const int64_t*, int64_t size, int64_t) {
@@ -256,8 +256,8 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   });
 }
 
-/// On the stack for a small tensor.
-using Sums = c10::SmallVector<double, 16>;
+/// On the stack, but for tensors whose gradients have mappings of their own (below).
+using Sums = c10::SmallVector<double, 512>;
 
 /// For each channel the slots that its sum is made of: (outer, channels, inner).
 struct Slots {
@@ -266,19 +266,17 @@ struct Slots {
 };
 
 /// The gradient of epsilon: its slots added up, in a fixed order.
-at::Tensor fold(const Slots& slots, const Parameter& parameter) {
-  const int64_t channels = parameter.numbers[0].numel();
+void fold(const Slots& slots, const at::Tensor& folded) {
+  const int64_t channels = folded.numel();
   Sums totals(channels, 0);
   for (const double* slot = slots.sums.begin(); slot < slots.sums.end();) {
     for (double& total : totals) {
       for (int64_t k = 0; k < slots.inner; ++k) total += *slot++;
     }
   }
-  auto folded = at::detail::empty_cpu({channels}, parameter.type);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, parameter.type, "fold", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, folded.scalar_type(), "fold", [&] {
     std::copy(totals.begin(), totals.end(), folded.mutable_data_ptr<scalar_t>());
   });
-  return folded;
 }
 
 /// Writes the gradients of the inputs to where they are wanted, and returns the slots of epsilon's
@@ -343,6 +341,11 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
                                               const std::array<bool, kWanted>& wanted) {
   std::array<at::Tensor, kWanted> grads;
   Addresses<void, kMostInputs> gx;
+  // The largest block last, and no other while it lives: freed next to the heap's top it is found
+  // again by the next call, while a small one behind it, once freed, takes the place of its
+  // beginning. Then the next gradient is of fresh pages, which take ten times as long as it.
+  if (wanted.back())
+    grads.back() = at::detail::empty_cpu({parameter.numbers[0].numel()}, parameter.type);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!wanted[i]) continue;
     grads[i] = empty_output(inputs[0]);
@@ -351,7 +354,7 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
   const auto slots =
       compute_gradients(activation, grad_output, inputs, parameter, gx, wanted.back());
-  if (wanted.back()) grads.back() = fold(slots, parameter);
+  if (wanted.back()) fold(slots, grads.back());
   return grads;
 }
 
