@@ -170,8 +170,8 @@ template <Precision P, class V, class Slope>
 CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
-  // One object, filled on both ways: of two that are returned gcc makes copies in memory, in pieces
-  // that the processor cannot forward.
+  // One object, filled on both ways: two that were returned gcc 12 copied in memory, without -fPIC,
+  // in pieces that no processor forwards.
   Point<V> f;
   if (all_near(u)) {
     const Reduced<P, V> g(u);

@@ -33,9 +33,11 @@ def run(
             stack.enter_context(held(folder / ".lock"))
         finished = processes.of_first({result.recipe.cell for result in results.read(folder)})
         for number, recipe in enumerate(recipes, start=1):
-            if recipe.cell in finished:
-                continue
             cell = folder / "cells" / recipe.cell
+            if recipe.cell in finished:
+                if processes.first:  # killed between the two lines below, it still has one
+                    (cell / "checkpoint.pt").unlink(missing_ok=True)
+                continue
             cell.mkdir(parents=True, exist_ok=True)
             watch = watching(recipe, number, len(recipes))
             try:

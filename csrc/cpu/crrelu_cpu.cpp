@@ -256,7 +256,7 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   });
 }
 
-/// On the stack, but for tensors whose gradients have mappings of their own (below).
+/// On the stack for up to 8 Mi elements, so that nothing is allocated after their gradient (below).
 using Sums = c10::SmallVector<double, 512>;
 
 /// For each channel the slots that its sum is made of: (outer, channels, inner).
@@ -341,9 +341,9 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
                                               const std::array<bool, kWanted>& wanted) {
   std::array<at::Tensor, kWanted> grads;
   Addresses<void, kMostInputs> gx;
-  // The largest block last, and no other while it lives: freed next to the heap's top it is found
-  // again by the next call, while a small one behind it, once freed, takes the place of its
-  // beginning. Then the next gradient is of fresh pages, which take ten times as long as it.
+  // The largest block last, and no other while the kernels run: then the next call finds it again.
+  // A small one behind it is freed with it, and takes a part of its place in the next call; so the
+  // next gradient lies in fresh pages, which take ten times as long as computing it.
   if (wanted.back())
     grads.back() = at::detail::empty_cpu({parameter.numbers[0].numel()}, parameter.type);
   for (size_t i = 0; i < inputs.size(); ++i) {

@@ -60,6 +60,8 @@ def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_finished_cells_are_not_trained_again(tmp_path: Path) -> None:
     recipes = cells({**STUDY, "epochs": 2})
     first = list(study.run(tmp_path, recipes[:2], ALONE, lambda *_: Nobody()))
+    left = tmp_path / "cells" / recipes[0].cell / "checkpoint.pt"
+    left.touch()  # killed after its result was written
     numbers: list[int] = []
 
     def watching(_: object, number: int, of: int) -> Nobody:
@@ -69,6 +71,7 @@ def test_finished_cells_are_not_trained_again(tmp_path: Path) -> None:
 
     second = list(study.run(tmp_path, recipes, ALONE, watching))
     assert numbers == [3, 4]
+    assert not left.exists()
     assert results.read(tmp_path) == first + second
 
 
