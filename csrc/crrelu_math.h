@@ -170,27 +170,21 @@ template <Precision P, class V, class Slope>
 CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
-  // One object, filled on both ways: two that were returned gcc 12 copied in memory, without -fPIC,
-  // in pieces that no processor forwards.
-  Point<V> f;
   if (all_near(u)) {
     const Reduced<P, V> g(u);
     const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
-    f.value = fma(epsilon.value, times(u, gaussian), relu);
-    f.slope = fma(epsilon.value, times(one_minus_square(u) * du, gaussian), step);
-    f.epsilon_slope = u * total(gaussian);
-  } else {
-    const V c = clamp(u);
-    const Reduced<P, V> g(c);
-    const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
-    const V exponent = g.exponent + epsilon.exponent;
-    const V bump = ldexp(times(c, gaussian), exponent);
-    const V bump_slope = ldexp(times(one_minus_square(c) * du, gaussian), exponent);
-    f.value = fma(epsilon.significand, bump, relu);
-    f.slope = fma(epsilon.significand, bump_slope, step);
-    f.epsilon_slope = ldexp(c * total(gaussian), g.exponent);
+    return {fma(epsilon.value, times(u, gaussian), relu),
+            fma(epsilon.value, times(one_minus_square(u) * du, gaussian), step),
+            u * total(gaussian)};
   }
-  return f;
+  const V c = clamp(u);
+  const Reduced<P, V> g(c);
+  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
+  const V exponent = g.exponent + epsilon.exponent;
+  return {
+      fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
+      fma(epsilon.significand, ldexp(times(one_minus_square(c) * du, gaussian), exponent), step),
+      ldexp(c * total(gaussian), g.exponent)};
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
