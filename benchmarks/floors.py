@@ -215,8 +215,10 @@ def measure(floor: Floor, quick: bool) -> Result:
     )
 
 
-def results(quick: bool = False) -> Iterator[Result]:
+def results(quick: bool = False, *, keep: bool = True) -> Iterator[Result]:
     """Measures all floors, one after another; those for AVX2 where the processor has it.
+
+    ``keep``: as this process keeps its freed memory, so does that for AVX2.
 
     Raises:
         RuntimeError: there are no native kernels, or the process for AVX2 failed.
@@ -225,17 +227,17 @@ def results(quick: bool = False) -> Iterator[Result]:
         yield measure(floor, quick)
     if "avx2" in crrelu_ext.build_info()["isa_available"]:
         for rival, environment in AVX2_RIVALS.items():
-            for result in _measure_elsewhere(environment, quick):
+            for result in _measure_elsewhere(environment, quick, keep):
                 yield replace(result, rival=rival)
 
 
-def _measure_elsewhere(environment: dict[str, str], quick: bool) -> list[Result]:
+def _measure_elsewhere(environment: dict[str, str], quick: bool, keep: bool) -> list[Result]:
     """AVX2_FLOORS in a process of their own: the libraries choose their ISA when they load."""
     with tempfile.TemporaryDirectory() as scratch:
         figures = Path(scratch, "figures.json")
         command = [sys.executable, "-m", "benchmarks.floors", "--avx2-only", "--json", str(figures)]
         run = subprocess.run(
-            command + ["--quick"] * quick,
+            command + ["--quick"] * quick + ["--allocator-as-it-comes"] * (not keep),
             env=os.environ | environment,
             cwd=Path(__file__).parents[1],
             capture_output=True,
@@ -261,13 +263,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     facts = describe("python -m benchmarks.floors")
-    if not arguments.allocator_as_it_comes:
+    keep = not arguments.allocator_as_it_comes
+    if keep:
         facts["allocator"] = keep_freed_memory()
     if arguments.avx2_only:
         measured: Iterator[Result] = (measure(floor, arguments.quick) for floor in AVX2_FLOORS)
         total = len(AVX2_FLOORS)
     else:
-        measured, total = results(arguments.quick), TOTAL
+        measured, total = results(arguments.quick, keep=keep), TOTAL
     console = Console()
     done = []
     # Drawn between the measurements only: a thread that draws would take its share of a core.
