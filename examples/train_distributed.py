@@ -8,6 +8,7 @@ fully_shard takes like any other parameter; its gradient is averaged over the ra
 
 import argparse
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from crrelu_ext import CRReLU, parameter_groups
+
+
+def error(model: nn.Module, device: str) -> torch.Tensor:
+    """How far the model is from the mean of squares, on new data."""
+    x = torch.randn(64, 32, device=device)
+    return nn.functional.mse_loss(model(x), x.square().mean(1, keepdim=True))
 
 
 def main() -> None:
@@ -41,14 +48,22 @@ def main() -> None:
 
     torch.manual_seed(rank + 1)  # each rank draws data of its own
     for step in range(steps):
-        x = torch.randn(64, 32, device=device)
-        loss = nn.functional.mse_loss(model(x), x.square().mean(1, keepdim=True))
+        loss = error(model, device)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if rank == 0 and step in (0, steps - 1):
-            print(f"step {step + 1}: loss {loss.item():.4f}", flush=True)
+        if rank == 0 and step == 0:
+            print(f"step 1: loss {loss.item():.4f}", flush=True)
+    with torch.no_grad():
+        loss = torch.stack([error(model, device) for _ in range(10)]).mean()
+    dist.all_reduce(loss, dist.ReduceOp.SUM)
+    if rank == 0:
+        print(f"after {steps} steps: loss {loss.item() / world:.4f}", flush=True)
     dist.destroy_process_group()
+    if device == "cpu":
+        # Gloo's threads let go of the last collective's tensors once it is done, and need Python's
+        # lock for that; a process that ends before they had it aborts.
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,13 @@ WORLD = 2
 
 
 def in_processes(folder: Path, *checks: Callable[[int], None], world: int = WORLD) -> None:
-    """Starts them once for all checks, each a function of the rank."""
-    mp.spawn(_process, (folder / "rendezvous", checks, world), world)
+    """Starts them once for all checks, each a function of the rank.
+
+    Forked by a server, so that they end without the interpreter's finalization: Gloo's threads may
+    still want Python's lock then, to let go of the last collective's tensors, and would abort.
+    """
+    arguments = (folder / "rendezvous", checks, world)
+    mp.start_processes(_process, arguments, world, start_method="forkserver")
 
 
 def _process(

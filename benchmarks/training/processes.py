@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,10 @@ def join(device: str) -> Iterator[Processes]:
         yield Processes(chosen, dist.get_rank(), world)
     finally:
         dist.destroy_process_group()
+        if not on_gpu:
+            # Gloo's threads let go of the last collective's tensors once it is done, and need
+            # Python's lock for that; a process that ends before they had it aborts.
+            time.sleep(0.1)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

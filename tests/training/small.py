@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing.process import BaseProcess
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,41 @@ def run_study(folder: Path, request: dict[str, Any]) -> None:
         pass
 
 
-def start(folder: Path, request: dict[str, Any]) -> BaseProcess:
-    """A process that runs a study; forked from one that has imported everything, so at once."""
+def count_events(folder: Path, request: dict[str, Any], kill_at: int | None = None) -> int:
+    """Runs a study and counts the calls and returns of that, in Python and from there into C; at
+    number ``kill_at`` this process kills itself.
+
+    Not at a time: a study takes one second here and ten elsewhere.
+    """
+    events = 0
+
+    def count(*_: object) -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+    try:
+        run_study(folder, request)
+    finally:
+        sys.setprofile(None)
+    return events
+
+
+def run_killed(folder: Path, request: dict[str, Any], kill_at: int) -> bool:
+    """As ``count_events`` in a process of its own; whether that was killed.
+
+    The process is forked from one that has imported everything.
+    """
     context = multiprocessing.get_context("forkserver")
     # torch imports its compiler when an optimizer takes its first step.
     context.set_forkserver_preload(["tests.training.small", "torch._dynamo"])
-    process = context.Process(target=run_study, args=(folder, request))
+    process = context.Process(target=count_events, args=(folder, request, kill_at))
     process.start()
-    return process
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 def without_times(epochs: list[Epoch]) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from benchmarks.training.loop import Nobody
 from benchmarks.training.processes import join
 from benchmarks.training.recipe import cells
 
-from .small import ALONE, EAFO, VIT, outcome, run_study, start
+from .small import ALONE, EAFO, VIT, count_events, outcome, run_killed, run_study
 
 STUDY: dict[str, Any] = {**VIT, "activation": ["crrelu", "gelu"], "seed": [0, 1]}
 KILLED: dict[str, Any] = {**STUDY, **EAFO, "activation": ["crrelu", "dynamic-eafo"]}
@@ -36,20 +36,13 @@ def table(folder: Path) -> list[list[str]]:
 def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many kills as it takes, each at another point; the result is that of an unbroken run."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the preloading process
-    run_study(tmp_path / "whole", KILLED)
+    events = count_events(tmp_path / "whole", KILLED)
     chance = random.Random(7)
+    # Half of the way at most, so that there is a second kill.
     kills = 0
-    for _ in range(60):
-        process = start(tmp_path / "killed", KILLED)
-        # Later each time, so that it gets done on a busy machine too.
-        process.join(timeout=(0.3 + 0.7 * chance.random()) * 1.05**kills)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            kills += 1
-        else:
-            assert process.exitcode == 0
-            break
+    while run_killed(tmp_path / "killed", KILLED, round(events * chance.uniform(0.05, 0.5))):
+        kills += 1
+        assert kills < 60
     assert kills >= 2
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
