@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -47,10 +45,11 @@ class CRReLU(nn.Module):
             raise ValueError(f"num_parameters is {num_parameters}; allowed are 1 and more")
         if not isinstance(init, int | float):
             raise TypeError(f"init is {init!r}; allowed is a float")
-        if not math.isfinite(init):
-            raise ValueError(f"init is {init}; allowed are finite numbers")
         if dtype not in (None, *reference.DTYPES):
             raise TypeError(f"dtype is {dtype}; allowed are float32, float64, bfloat16 and float16")
+        of = dtype or torch.get_default_dtype()
+        if not abs(init) <= torch.finfo(of).max:
+            raise ValueError(f"init is {init}; allowed are finite numbers of {of}")
         super().__init__()
         self.num_parameters = num_parameters
         self.init = init

@@ -79,6 +79,13 @@ def test_num_parameters_that_is_no_integer(num_parameters: Any) -> None:
     ("arguments", "error", "match"),
     [
         ({"init": math.nan}, ValueError, "init is nan; allowed are finite"),
+        ({"init": -math.inf}, ValueError, "init is -inf; allowed are finite numbers of"),
+        ({"init": 1e39}, ValueError, "allowed are finite numbers of torch.float32"),
+        (
+            {"init": 7e4, "dtype": torch.float16},
+            ValueError,
+            "init is 70000.0; allowed are finite numbers of torch.float16",
+        ),
         ({"init": "a"}, TypeError, "init is 'a'; allowed is a float"),
         ({"channel_dim": 1.0}, TypeError, "channel_dim is 1.0; allowed is an int"),
     ],
