@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,17 @@ def count_events(folder: Path, request: dict[str, Any], kill_at: int | None = No
     return events
 
 
-def run_killed(folder: Path, request: dict[str, Any], kill_at: int) -> bool:
-    """As ``count_events`` in a process of its own; whether that was killed.
+def count_events_apart(folder: Path, request: dict[str, Any], kill_at: int | None = None) -> int:
+    """As ``count_events`` in a process of its own.
 
-    The process is forked from one that has imported everything.
+    Raises:
+        BrokenProcessPool: it was killed.
     """
     context = multiprocessing.get_context("forkserver")
-    # torch imports its compiler when an optimizer takes its first step.
-    context.set_forkserver_preload(["tests.training.small", "torch._dynamo"])
-    process = context.Process(target=count_events, args=(folder, request, kill_at))
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+    # What a study imports on its way, torch's compiler at an optimizer's first step among it.
+    context.set_forkserver_preload(["tests.training.small", "torch._dynamo", "sklearn.datasets"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(count_events, folder, request, kill_at).result()
 
 
 def without_times(epochs: list[Epoch]) -> list[tuple[Any, ...]]:
