@@ -89,14 +89,14 @@ class Histogram(nn.Module):
         super()._apply(fn, recurse)
         if self.place.dtype != torch.float32:  # model.bfloat16() and the like
             self.place = place.to(self.place.device)
-        self._follow_place()
+        self.follow_place()
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self._follow_place()  # which may have been assigned
+        self.follow_place()  # which may have been assigned
 
-    def _follow_place(self) -> None:
+    def follow_place(self) -> None:
         """The counts go where the place is, as int64; those of a meta device are none."""
         if self.counts.is_meta:
             self.counts = torch.zeros_like(self.counts, device=self.place.device)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
+from crrelu_ext.dynamic import DynamicActivation, Histogram
 from crrelu_ext.modules import CRReLU
 
 
@@ -127,11 +129,16 @@ def _register_with_transformers() -> None:
         return
 
     # from_pretrained makes a model without values. Of those that the checkpoint lacks, each model
-    # sets what it knows; to all others this is memory as it was found.
+    # sets what it knows; to all others this is memory as it was found. What is in no state_dict
+    # stays on the meta device.
     @functools.wraps(initialize)
     def initialize_weights(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if isinstance(module, CRReLU) and not getattr(module, "_is_hf_initialized", False):
-            module.reset_parameters()
+        if isinstance(module, Histogram):
+            module.follow_place()
+        if isinstance(module, CRReLU | DynamicActivation | Histogram):
+            own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+            if not all(getattr(tensor, "_is_hf_initialized", False) for tensor in own):
+                module.reset_parameters()
         initialize(self, module, *args, **kwargs)
 
     initialize_weights.sets_crrelu = True  # type: ignore[attr-defined]

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from crrelu_ext import CRReLU, crrelu, crrelu_glu, parameter_groups, register, replace_activation
+from crrelu_ext import (
+    CRReLU,
+    DynamicActivation,
+    DynamicCRReLU,
+    crrelu,
+    crrelu_glu,
+    parameter_groups,
+    register,
+    replace_activation,
+)
 
 
 def shared() -> nn.Module:
@@ -173,15 +182,20 @@ def test_transformers(kind: str, by_name: bool) -> None:
     training_step(model, lambda m: m(input_ids=tokens, labels=tokens).loss)
 
 
-def test_transformers_that_load_what_has_no_epsilon(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    assert register() == register()
-    config = transformers.GPT2Config(
+def small_gpt2() -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
         n_layer=2, n_head=2, n_embd=32, vocab_size=64, n_positions=16,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+
+
+def test_transformers_that_load_what_has_no_epsilon(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert register() == register()
     load = transformers.GPT2LMHeadModel.from_pretrained
+    transformers.GPT2LMHeadModel(small_gpt2()).save_pretrained(tmp_path)
     model = load(tmp_path, activation_function="crrelu")
     epsilons = [p for name, p in model.named_parameters() if name.endswith("epsilon")]
     assert [epsilon.item() for epsilon in epsilons] == pytest.approx([0.01, 0.01])
@@ -191,6 +205,33 @@ def test_transformers_that_load_what_has_no_epsilon(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     saved = dict(load(tmp_path).named_parameters())
     assert [saved[f"transformer.h.{i}.mlp.act.epsilon"].item() for i in (0, 1)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", [DynamicActivation, DynamicCRReLU])
+def test_transformers_that_load_dynamic_activations(
+    kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert register()
+    monkeypatch.setitem(transformers.activations.ACT2FN, "dynamic", kind)
+    load = transformers.GPT2LMHeadModel.from_pretrained
+    transformers.GPT2LMHeadModel(small_gpt2()).save_pretrained(tmp_path / "without")
+    model = load(tmp_path / "without", activation_function="dynamic").train()
+    act = model.transformer.h[0].mlp.act
+    start = kind().state_dict()
+    assert {name: value.tolist() for name, value in act.state_dict().items()} == {
+        name: value.tolist() for name, value in start.items()
+    }
+    model(torch.arange(16)[None])
+    assert act.histogram.counts.sum() > 0
+
+    act.histogram.place.fill_(0.75)
+    model.save_pretrained(tmp_path / "with")
+    act = load(tmp_path / "with").train().transformer.h[0].mlp.act
+    assert act.histogram.place.tolist() == [[0.75], [0.75]]
+    assert act.histogram.counts.sum() == 0
+    act(torch.randn(8))
+    assert act.histogram.counts.sum() == 8
 
 
 def test_a_layer_that_torch_would_fuse() -> None:
