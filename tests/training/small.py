@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ GPT: dict[str, Any] = {
     "steps_per_epoch": 2,
     "tensorboard": False,
 }
+# What a study imports on its way: torch its compiler, when an optimizer takes its first step.
+IMPORTED = ["torch._dynamo", "sklearn.datasets"]
 
 
 def recipe(kind: dict[str, Any], **changes: Any) -> Recipe:
@@ -59,6 +62,8 @@ def count_events(folder: Path, request: dict[str, Any], kill_at: int | None = No
 
     Not at a time: a study takes one second here and ten elsewhere.
     """
+    for name in IMPORTED:
+        import_module(name)
     events = 0
 
     def count(*_: object) -> None:
@@ -82,8 +87,7 @@ def count_events_apart(folder: Path, request: dict[str, Any], kill_at: int | Non
         BrokenProcessPool: it was killed.
     """
     context = multiprocessing.get_context("forkserver")
-    # What a study imports on its way, torch's compiler at an optimizer's first step among it.
-    context.set_forkserver_preload(["tests.training.small", "torch._dynamo", "sklearn.datasets"])
+    context.set_forkserver_preload(["tests.training.small", *IMPORTED])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(count_events, folder, request, kill_at).result()
 
