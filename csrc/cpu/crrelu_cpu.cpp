@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <type_traits>
 
 #include "../native.h"
@@ -72,6 +73,27 @@ at::Tensor Cpu::empty_output(const at::Tensor& like) {
   }
 #endif
   return output;
+}
+
+/// Gives epsilon's gradient its memory by malloc, which finds a small block where it was in the
+/// last call. PyTorch's own asks for alignment, for which glibc takes new memory in every call: see
+/// Cpu::backward.
+struct SmallAllocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = std::malloc(std::max<size_t>(1, bytes));
+    TORCH_CHECK(data, "crrelu: there is no memory for ", bytes, " bytes");
+    return {data, data, raw_deleter(), at::kCPU};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+};
+
+at::Tensor empty_small(int64_t numel, at::ScalarType type) {
+  static SmallAllocator allocator;
+  return at::detail::empty_generic({numel}, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   type, std::nullopt);
 }
 
 /// Numbers in the kernels' arithmetic type, contiguous. NaN is made the common one: the kernels'
@@ -169,6 +191,7 @@ int64_t grain(int64_t numel) { return std::max<int64_t>(1, kChunk / std::max<int
 
 /// The numbers of one row's columns.
 at::Tensor row_of(const at::Tensor& numbers, const Plan& plan) {
+  if (plan.columns == numbers.numel()) return numbers;
   return numbers.repeat_interleave(plan.inner).repeat({plan.repeats});
 }
 
@@ -256,19 +279,28 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   });
 }
 
-/// On the stack for up to 8 Mi elements, so that nothing is allocated after their gradient (below).
+/// On the stack where there are few.
 using Sums = c10::SmallVector<double, 512>;
 
 /// For each channel the slots that its sum is made of: (outer, channels, inner).
 struct Slots {
   Sums sums;
-  int64_t inner = 0;
+  int64_t inner;
+
+  Slots(const Plan& plan, bool wanted) {
+    if (plan.rows) {
+      inner = plan.inner;  // a band's columns: (repeats, channels, inner)
+      if (wanted) sums.resize((plan.bands() + (plan.rest > 0)) * plan.columns);
+    } else {
+      inner = plan.pieces;
+      if (wanted) sums.resize(plan.runs * plan.pieces);  // a slot for each piece of each run
+    }
+  }
 };
 
 /// The gradient of epsilon: its slots added up, in a fixed order.
 void fold(const Slots& slots, const at::Tensor& folded) {
-  const int64_t channels = folded.numel();
-  Sums totals(channels, 0);
+  Sums totals(folded.numel(), 0);
   for (const double* slot = slots.sums.begin(); slot < slots.sums.end();) {
     for (double& total : totals) {
       for (int64_t k = 0; k < slots.inner; ++k) total += *slot++;
@@ -279,27 +311,21 @@ void fold(const Slots& slots, const at::Tensor& folded) {
   });
 }
 
-/// Writes the gradients of the inputs to where they are wanted, and returns the slots of epsilon's
-/// if that is.
-Slots compute_gradients(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
-                        const Parameter& parameter, const Addresses<void, kMostInputs>& gx,
-                        bool want_epsilon) {
+/// Writes the gradients of the inputs to where they are wanted, and the slots of epsilon's if that
+/// is.
+void compute_gradients(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
+                       const Plan& plan, const Numbers& numbers, int64_t channels,
+                       const Addresses<void, kMostInputs>& gx, Sums& sums) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
-  Slots slots;
-  if (numel == 0) return slots;
-  Sums& sums = slots.sums;
+  if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
-  const Plan plan(parameter.layout);
-  const Numbers numbers(parameter, plan);
   const int64_t size = input.element_size();
   const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
   const auto x = addresses_of<kMostInputs>(inputs);
-  const bool stream = numel * size >= kStreamBytes;
+  const bool stream = numel * size >= kStreamBytes, want_epsilon = !sums.empty();
 
   if (plan.rows) {
-    slots.inner = plan.inner;  // a band's columns: (repeats, channels, inner)
-    if (want_epsilon) sums.resize((plan.bands() + (plan.rest > 0)) * plan.columns);
     parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t band = i / plan.tiles(), row = band * plan.band,
@@ -317,13 +343,9 @@ Slots compute_gradients(Activation activation, const at::Tensor& grad_output, at
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
-    return slots;
+    return;
   }
-  // A slot for each piece of each run.
-  const int64_t channels = parameter.layout.channels, count = plan.runs * plan.pieces;
-  slots.inner = plan.pieces;
-  if (want_epsilon) sums.resize(count);
-  parallel_for(count, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
@@ -332,7 +354,6 @@ Slots compute_gradients(Activation activation, const at::Tensor& grad_output, at
                        stream);
     }
   });
-  return slots;
 }
 
 template <size_t kWanted>
@@ -340,20 +361,23 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
                                               at::TensorList inputs, const Parameter& parameter,
                                               const std::array<bool, kWanted>& wanted) {
   std::array<at::Tensor, kWanted> grads;
-  Addresses<void, kMostInputs> gx;
+  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
   // The largest block last, and no other while the kernels run: then the next call finds it again.
   // A small one behind it is freed with it, and takes a part of its place in the next call; so the
   // next gradient lies in fresh pages, which take ten times as long as computing it.
-  if (wanted.back())
-    grads.back() = at::detail::empty_cpu({parameter.numbers[0].numel()}, parameter.type);
+  const Plan plan(parameter.layout);
+  const Numbers numbers(parameter, plan);
+  Slots slots(plan, wanted.back());
+  const int64_t channels = parameter.numbers[0].numel();
+  if (wanted.back()) grads.back() = empty_small(channels, parameter.type);
+  Addresses<void, kMostInputs> gx;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!wanted[i]) continue;
     grads[i] = empty_output(inputs[0]);
     gx.first[i] = grads[i].mutable_data_ptr();
   }
-  if (std::none_of(wanted.begin(), wanted.end(), [](bool want) { return want; })) return grads;
-  const auto slots =
-      compute_gradients(activation, grad_output, inputs, parameter, gx, wanted.back());
+  compute_gradients(activation, grad_output, inputs, plan, numbers, parameter.layout.channels, gx,
+                    slots.sums);
   if (wanted.back()) fold(slots, grads.back());
   return grads;
 }
