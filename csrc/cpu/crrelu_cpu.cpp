@@ -367,7 +367,7 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   // next gradient lies in fresh pages, which take ten times as long as computing it.
   const Plan plan(parameter.layout);
   const Numbers numbers(parameter, plan);
-  Slots slots(plan, wanted.back());
+  Slots slots(plan, wanted.back() && inputs[0].numel() > 0);
   const int64_t channels = parameter.numbers[0].numel();
   if (wanted.back()) grads.back() = empty_small(channels, parameter.type);
   Addresses<void, kMostInputs> gx;
