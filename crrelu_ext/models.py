@@ -135,14 +135,19 @@ def _register_with_transformers() -> None:
     def initialize_weights(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(module, Histogram):
             module.follow_place()
-        if isinstance(module, CRReLU | DynamicActivation | Histogram):
-            own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
-            if not all(getattr(tensor, "_is_hf_initialized", False) for tensor in own):
-                module.reset_parameters()
+        if isinstance(module, CRReLU | DynamicActivation | Histogram) and not _is_loaded(module):
+            module.reset_parameters()
         initialize(self, module, *args, **kwargs)
 
     initialize_weights.sets_crrelu = True  # type: ignore[attr-defined]
     PreTrainedModel._initialize_weights = initialize_weights  # type: ignore[method-assign]
+
+
+def _is_loaded(module: nn.Module) -> bool:
+    """Whether transformers marked the module, or as it does since 5.0 each of its tensors."""
+    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    mark = "_is_hf_initialized"
+    return getattr(module, mark, False) or all(getattr(tensor, mark, False) for tensor in own)
 
 
 def _register_with_timm() -> None:
