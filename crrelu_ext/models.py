@@ -144,7 +144,7 @@ def _register_with_transformers() -> None:
 
 
 def _is_loaded(module: nn.Module) -> bool:
-    """Whether transformers marked the module, or as it does since 5.0 each of its tensors."""
+    """Whether transformers marked the module, or as version 5.23 does each of its tensors."""
     own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
     mark = "_is_hf_initialized"
     return getattr(module, mark, False) or all(getattr(tensor, mark, False) for tensor in own)
