@@ -367,9 +367,9 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   // next gradient lies in fresh pages, which take ten times as long as computing it.
   const Plan plan(parameter.layout);
   const Numbers numbers(parameter, plan);
+  // Without elements the layout has one channel, whatever epsilon has.
   Slots slots(plan, wanted.back() && inputs[0].numel() > 0);
-  const int64_t channels = parameter.numbers[0].numel();
-  if (wanted.back()) grads.back() = empty_small(channels, parameter.type);
+  if (wanted.back()) grads.back() = empty_small(parameter.numbers[0].numel(), parameter.type);
   Addresses<void, kMostInputs> gx;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!wanted[i]) continue;
