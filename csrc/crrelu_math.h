@@ -19,7 +19,9 @@
 // vocabulary that tabulates 2^(j/k), j = 0..k-1,
 //     shifter()                 which when added rounds to multiples of 1/k,
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
-//     exp_reduced<P>(shifted, r)  2^(shifted - shifter) * exp(-r/2) where that is a normal number.
+//     exp_reduced<P>(power, shifted, r)  2^(power - shifter) * exp(-r/2) where that is a normal
+//                               number, power being shifted or its fraction,
+//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -37,11 +39,26 @@ namespace {
 /// How many of the computation's bits a stored type can show: all, or the few of a 16-bit type.
 enum class Precision { kFull, kHalf };
 
-/// A number in two parts, the second one small.
+/// A number in two parts, the second one small: high + low.
 template <class V>
 struct Sum {
   V high, low;
 };
+
+/// The same as high * (1 + rest): the first to be known of the two.
+template <class V>
+struct Corrected {
+  V high, rest;
+};
+
+template <class V>
+CRRELU_INLINE Sum<V> sum(const Corrected<V>& number) {
+  return {number.high, number.high * number.rest};
+}
+template <class V>
+CRRELU_INLINE V sum(V value) {
+  return value;
+}
 
 template <class V>
 CRRELU_INLINE V total(const Sum<V>& sum) {
@@ -52,10 +69,14 @@ CRRELU_INLINE V total(V value) {
   return value;
 }
 
-/// a * b; of a sum, with one rounding that counts.
+/// a * b; of a number in two parts, with one rounding that counts.
 template <class V>
 CRRELU_INLINE V times(V a, const Sum<V>& b) {
   return fma(a, b.high, a * b.low);
+}
+template <class V>
+CRRELU_INLINE V times(V a, const Corrected<V>& b) {
+  return fma(a, b.high, (a * b.high) * b.rest);
 }
 template <class V>
 CRRELU_INLINE V times(V a, V b) {
@@ -64,7 +85,7 @@ CRRELU_INLINE V times(V a, V b) {
 
 template <Precision P, class V>
 struct SignificandOf {
-  using type = Sum<V>;
+  using type = Corrected<V>;
 };
 template <class V>
 struct SignificandOf<Precision::kHalf, V> {
@@ -83,8 +104,8 @@ struct Constants<float> {
   static constexpr float kTwoLn2Low = -0x1.05c61p-28f;
   // From this |x| on the bump is 0 for every finite epsilon: 2^128 * 20.5 * exp(-210) < 2^-150.
   static constexpr float kFar = 20.5f;
-  // Up to this x^2 all of the formula's steps are normal numbers.
-  static constexpr float kNearSquare = 64.0f;
+  // Up to this x^2 all of the formula's steps are normal numbers, also exp(-x^2/2) * 2^-53.
+  static constexpr float kNearSquare = 100.0f;
   // An epsilon beyond 2 is carried as epsilon * 2^-127, with the bump as bump * 2^127: so a bump
   // that is subnormal is never magnified.
   static constexpr float kLargeScale = 0x1p-127f;
@@ -97,7 +118,7 @@ struct Constants<double> {
   static constexpr double kTwoLn2 = 0x1.62e42fefa39efp+0;
   static constexpr double kTwoLn2Low = 0x1.abc9e3b39803fp-55;
   static constexpr double kFar = 55.0;  // 2^1024 * 55 * exp(-1512) < 2^-1075
-  static constexpr double kNearSquare = 64.0;
+  static constexpr double kNearSquare = 800.0;
   static constexpr double kLargeScale = 0x1p-1023;
   static constexpr double kLargeExponent = 1023.0;
 };
@@ -129,7 +150,8 @@ struct Reduced {
     if constexpr (P == Precision::kFull) {
       // At x^2 = 200 half an ulp of x^2 is 5e-6 of the result: carry what rounding took from x^2
       // and from 2 ln 2. Added up beside r, not one after the other: the chain is long enough.
-      r = r + fma(exponent, V(C::kTwoLn2Low), fma(x, x, -square));
+      const V lost = fma(x, x, -square);
+      r = r + (V::kMendsTwoLn2 ? lost : fma(exponent, V(C::kTwoLn2Low), lost));
     }
   }
 };
@@ -172,19 +194,19 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
   const V step = select(greater(x, V(0)), V(1), V(0));
   if (all_near(u)) {
     const Reduced<P, V> g(u);
-    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.r);
+    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
     return {fma(epsilon.value, times(u, gaussian), relu),
-            fma(epsilon.value, times(one_minus_square(u) * du, gaussian), step),
-            u * total(gaussian)};
+            fma(epsilon.value, times(one_minus_square(u) * du, sum(gaussian)), step),
+            u * total(sum(gaussian))};
   }
   const V c = clamp(u);
   const Reduced<P, V> g(c);
-  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.r);
+  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
   const V exponent = g.exponent + epsilon.exponent;
-  return {
-      fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
-      fma(epsilon.significand, ldexp(times(one_minus_square(c) * du, gaussian), exponent), step),
-      ldexp(c * total(gaussian), g.exponent)};
+  return {fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
+          fma(epsilon.significand, ldexp(times(one_minus_square(c) * du, sum(gaussian)), exponent),
+              step),
+          ldexp(c * total(sum(gaussian)), g.exponent)};
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the

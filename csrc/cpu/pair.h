@@ -48,6 +48,7 @@ struct Pair {
   using real = typename V::real;
   using Mask = PairOf<typename V::Mask>;
   static constexpr int kLanes = 2 * V::kLanes;
+  static constexpr bool kMendsTwoLn2 = V::kMendsTwoLn2;
   V a, b;
 
   Pair() = default;
@@ -57,9 +58,9 @@ struct Pair {
   static CRRELU_INLINE Pair shifter() { return {V::shifter(), V::shifter()}; }
   static CRRELU_INLINE Pair fraction(Pair x) { return {V::fraction(x.a), V::fraction(x.b)}; }
   template <Precision P>
-  static CRRELU_INLINE auto exp_reduced(Pair shifted, Pair r) {
-    return pair(V::template exp_reduced<P>(shifted.a, r.a),
-                V::template exp_reduced<P>(shifted.b, r.b));
+  static CRRELU_INLINE auto exp_reduced(Pair power, Pair shifted, Pair r) {
+    return pair(V::template exp_reduced<P>(power.a, shifted.a, r.a),
+                V::template exp_reduced<P>(power.b, shifted.b, r.b));
   }
   template <class Real>
   struct Cubics {
@@ -82,8 +83,8 @@ struct Pair {
 
  private:
   static CRRELU_INLINE Pair pair(V a, V b) { return {a, b}; }
-  static CRRELU_INLINE Sum<Pair> pair(Sum<V> a, Sum<V> b) {
-    return {{a.high, b.high}, {a.low, b.low}};
+  static CRRELU_INLINE Corrected<Pair> pair(Corrected<V> a, Corrected<V> b) {
+    return {{a.high, b.high}, {a.rest, b.rest}};
   }
 };
 

@@ -9,26 +9,29 @@
 namespace crrelu {
 namespace {
 
+constexpr float kShifter = 0x1.8p20f;
 constexpr auto kTable = table<uint32_t, 8, 20>(kPowers);
-constexpr auto kTableLow = table<uint32_t, 8, 20>(kPowersLow);
+constexpr auto kTableLow = table_less<8>(kPowersLow, kShifter * 0x1p-29f);
 
 struct Float32x8 {
   using real = float;
   using Mask = Float32x8;
   static constexpr int kLanes = 8;
+  static constexpr bool kMendsTwoLn2 = true;
   __m256 v;
 
   Float32x8() = default;
   CRRELU_INLINE Float32x8(__m256 v) : v(v) {}
   explicit CRRELU_INLINE Float32x8(float x) : v(_mm256_set1_ps(x)) {}
 
-  static CRRELU_INLINE Float32x8 shifter() { return Float32x8(0x1.8p20f); }
+  static CRRELU_INLINE Float32x8 shifter() { return Float32x8(kShifter); }
   static CRRELU_INLINE Float32x8 fraction(Float32x8 shifted) {
     return _mm256_castsi256_ps(
         _mm256_and_si256(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(7)));
   }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 shifted, Float32x8 r);
+  static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 power, Float32x8 shifted,
+                                                             Float32x8 r);
 
   template <class>
   class Cubics;
@@ -92,6 +95,7 @@ struct Float64x4 {
   using real = double;
   using Mask = Float64x4;
   static constexpr int kLanes = 4;
+  static constexpr bool kMendsTwoLn2 = false;
   __m256d v;
 
   Float64x4() = default;
@@ -101,7 +105,8 @@ struct Float64x4 {
   static CRRELU_INLINE Float64x4 shifter() { return Float64x4(0x1.8p52); }
   static CRRELU_INLINE Float64x4 fraction(Float64x4) { return _mm256_setzero_pd(); }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 shifted, Float64x4 r);
+  static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 power, Float64x4 shifted,
+                                                             Float64x4 r);
 
   template <class>
   class Cubics;
@@ -219,21 +224,29 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
 
 // The sum with the shifter has the index in its low three bits, which the permutes read, and the
 // whole power above them. No table of doubles: a permute of them reaches only two lanes.
-CRRELU_INLINE Float32x8 power(const Table<uint32_t, 8>& table, Float32x8 shifted) {
-  const __m256i n = _mm256_castps_si256(shifted.v);
+CRRELU_INLINE Float32x8 high_part(Float32x8 power) {
+  const __m256i n = _mm256_castps_si256(power.v);
   const __m256i entry =
-      _mm256_permutevar8x32_epi32(_mm256_load_si256((const __m256i*)table.bits), n);
+      _mm256_permutevar8x32_epi32(_mm256_load_si256((const __m256i*)kTable.entries), n);
   return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(n, 20)));
 }
 
+/// What rounding took from the entry, as a part, and from 2 ln 2 (powers.h).
+CRRELU_INLINE Float32x8 lost(Float32x8 shifted) {
+  const __m256i n = _mm256_castps_si256(shifted.v);
+  const Float32x8 entry = _mm256_permutevar8x32_ps(_mm256_load_ps(kTableLow.entries), n);
+  return entry + Float32x8(_mm256_castsi256_ps(_mm256_sub_epi32(n, _mm256_set1_epi32(29 << 23))));
+}
+
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 shifted, Float32x8 r) {
-  const Float32x8 high = power(kTable, shifted);
+CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
+                                                               Float32x8 r) {
+  const Float32x8 high = high_part(power);
   if constexpr (P == Precision::kFull) {
     Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));  // 2.4e-10
     p = fma(p, r, Float32x8(0.125f));
     p = fma(p, r, Float32x8(-0.5f));
-    return {high, fma(high * r, p, power(kTableLow, shifted))};
+    return {high, fma(r, p, lost(shifted))};
   } else {
     Float32x8 p = fma(r, Float32x8(-0x1.555b7cp-6f), Float32x8(0x1.0007bp-3f));  // 3.8e-8
     p = fma(p, r, Float32x8(-0.5f));
@@ -242,10 +255,11 @@ CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 shifted
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 shifted, Float64x4 r) {
+CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4,
+                                                               Float64x4 r) {
   const __m256i one = _mm256_castpd_si256(_mm256_set1_pd(1));
-  const Float64x4 power = _mm256_castsi256_pd(
-      _mm256_add_epi64(one, _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52)));
+  const Float64x4 high = _mm256_castsi256_pd(
+      _mm256_add_epi64(one, _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
   Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37), Float64x4(0x1.28a2ca617b969p-32));
   p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));  // 9.9e-18
   p = fma(p, r, Float64x4(0x1.a019a6611cad5p-24));
@@ -256,7 +270,7 @@ CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 shifted
   p = fma(p, r, Float64x4(-0x1.5555555555557p-6));
   p = fma(p, r, Float64x4(0x1.0000000000005p-3));
   p = fma(p, r, Float64x4(-0.5));
-  return {power, power * r * p};
+  return {high, r * p};
 }
 
 }  // namespace

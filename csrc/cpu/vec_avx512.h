@@ -3,7 +3,8 @@
 //
 // 2^(j/16) comes from a table that lives in registers: one permute looks up every lane, which
 // leaves a cubic (float) where a table-free polynomial would need degree 6. The whole power is
-// added to the entry as an integer; far from 0, where that could overflow, scalef applies it.
+// added to the entry as an integer; far from 0, where that could overflow, scalef applies it. What
+// rounding took from an entry is another permute away.
 #pragma once
 
 #include "../tabulated.h"
@@ -14,10 +15,10 @@
 namespace crrelu {
 namespace {
 
+constexpr float kShifter = 0x1.8p19f;
 constexpr auto kTable = table<uint32_t, 16, 19>(kPowers);
-constexpr auto kTableLow = table<uint32_t, 16, 19>(kPowersLow);
+constexpr auto kTableLow = table_less<16>(kPowersLow, kShifter * 0x1p-29f);
 constexpr auto kTable64 = table<uint64_t, 16, 48>(kPowers64);
-constexpr auto kTableLow64 = table<uint64_t, 16, 48>(kPowersLow64);
 
 /// Which word goes where: word i of 16 to the high half of dword i, and back.
 alignas(64) constexpr uint16_t kWidenWords[32] = {0, 0,  0, 1,  0, 2,  0, 3,  0, 4, 0,
@@ -30,19 +31,21 @@ struct Float32x16 {
   using real = float;
   using Mask = __mmask16;
   static constexpr int kLanes = 16;
+  static constexpr bool kMendsTwoLn2 = true;
   __m512 v;
 
   Float32x16() = default;
   CRRELU_INLINE Float32x16(__m512 v) : v(v) {}
   explicit CRRELU_INLINE Float32x16(float x) : v(_mm512_set1_ps(x)) {}
 
-  static CRRELU_INLINE Float32x16 shifter() { return Float32x16(0x1.8p19f); }
+  static CRRELU_INLINE Float32x16 shifter() { return Float32x16(kShifter); }
   static CRRELU_INLINE Float32x16 fraction(Float32x16 shifted) {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_castps_si512(shifted.v), _mm512_set1_epi32(15)));
   }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(Float32x16 shifted, Float32x16 r);
+  static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(Float32x16 power, Float32x16 shifted,
+                                                              Float32x16 r);
 
   template <class>
   class Cubics;
@@ -135,6 +138,7 @@ struct Float64x8 {
   using real = double;
   using Mask = __mmask8;
   static constexpr int kLanes = 8;
+  static constexpr bool kMendsTwoLn2 = false;
   __m512d v;
 
   Float64x8() = default;
@@ -147,7 +151,8 @@ struct Float64x8 {
         _mm512_and_si512(_mm512_castpd_si512(shifted.v), _mm512_set1_epi64(15)));
   }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(Float64x8 shifted, Float64x8 r);
+  static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(Float64x8 power, Float64x8 shifted,
+                                                             Float64x8 r);
 
   template <class>
   class Cubics;
@@ -268,25 +273,37 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
 
 // The sum with the shifter has the index in its low four bits, which the permutes read, and the
 // whole power above them.
-CRRELU_INLINE Float32x16 power(const Table<uint32_t, 16>& table, Float32x16 shifted) {
-  const __m512i n = _mm512_castps_si512(shifted.v);
-  const __m512i entry = _mm512_permutexvar_epi32(n, _mm512_load_si512(table.bits));
+CRRELU_INLINE Float32x16 high_part(Float32x16 power) {
+  const __m512i n = _mm512_castps_si512(power.v);
+  const __m512i entry = _mm512_permutexvar_epi32(n, _mm512_load_si512(kTable.entries));
   return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(n, 19)));
 }
-CRRELU_INLINE Float64x8 power(const Table<uint64_t, 16>& table, Float64x8 shifted) {
-  const __m512i n = _mm512_castpd_si512(shifted.v);
-  const __m512i entry = _mm512_permutex2var_epi64(_mm512_load_si512(table.bits), n,
-                                                  _mm512_load_si512(table.bits + 8));
+CRRELU_INLINE Float64x8 high_part(Float64x8 power) {
+  const __m512i n = _mm512_castpd_si512(power.v);
+  const __m512i entry = _mm512_permutex2var_epi64(_mm512_load_si512(kTable64.entries), n,
+                                                  _mm512_load_si512(kTable64.entries + 8));
   return _mm512_castsi512_pd(_mm512_add_epi64(entry, _mm512_slli_epi64(n, 48)));
 }
 
+/// What rounding took from the entry, as a part, and from 2 ln 2 (powers.h).
+CRRELU_INLINE Float32x16 lost(Float32x16 shifted) {
+  const __m512i n = _mm512_castps_si512(shifted.v);
+  const Float32x16 entry = _mm512_permutexvar_ps(n, _mm512_load_ps(kTableLow.entries));
+  return entry + Float32x16(_mm512_castsi512_ps(_mm512_sub_epi32(n, _mm512_set1_epi32(29 << 23))));
+}
+CRRELU_INLINE Float64x8 lost(Float64x8 shifted) {
+  return _mm512_permutex2var_pd(_mm512_loadu_pd(kPowersLow64), _mm512_castpd_si512(shifted.v),
+                                _mm512_loadu_pd(kPowersLow64 + 8));
+}
+
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 shifted, Float32x16 r) {
-  const Float32x16 high = power(kTable, shifted);
+CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 power,
+                                                                 Float32x16 shifted, Float32x16 r) {
+  const Float32x16 high = high_part(power);
   if constexpr (P == Precision::kFull) {
     Float32x16 p = fma(r, Float32x16(-0x1.5556ep-6f), Float32x16(0x1.0001ecp-3f));  // 2.4e-9
     p = fma(p, r, Float32x16(-0.5f));
-    return {high, fma(high * r, p, power(kTableLow, shifted))};
+    return {high, fma(r, p, lost(shifted))};
   } else {
     const Float32x16 p = fma(r, Float32x16(0x1.000148p-3f), Float32x16(-0x1.00029p-1f));  // 8.7e-7
     return fma(high * r, p, high);
@@ -294,14 +311,14 @@ CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 shif
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 shifted, Float64x8 r) {
-  const Float64x8 high = power(kTable64, shifted);
+CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 power, Float64x8 shifted,
+                                                               Float64x8 r) {
   Float64x8 p = fma(r, Float64x8(0x1.6c17ed5c1f49ep-16), Float64x8(-0x1.11123d01366d4p-12));
   p = fma(p, r, Float64x8(0x1.55555554e93b7p-9));  // 1.4e-17
   p = fma(p, r, Float64x8(-0x1.555555547d216p-6));
   p = fma(p, r, Float64x8(0x1.0000000000001p-3));
   p = fma(p, r, Float64x8(-0x1.0000000000003p-1));
-  return {high, fma(high * r, p, power(kTableLow64, shifted))};
+  return {high_part(power), fma(r, p, lost(shifted))};
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ struct Float64x1 {
   using real = double;
   using Mask = bool;
   static constexpr int kLanes = 1;
+  static constexpr bool kMendsTwoLn2 = false;
   double v;
 
   Float64x1() = default;
@@ -32,7 +33,8 @@ struct Float64x1 {
   static CRRELU_INLINE Float64x1 shifter() { return Float64x1(0x1.8p52); }
   static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
   template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 shifted, Float64x1 r);
+  static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 power, Float64x1 shifted,
+                                                             Float64x1 r);
 
   template <class Real>
   struct Cubics {
@@ -123,10 +125,10 @@ CRRELU_INLINE Float64x1 ldexp(Float64x1 a, Float64x1 n) {
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 shifted,
+CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 power, Float64x1,
                                                                Float64x1 reduced) {
-  const double power =
-      bit_cast<double>(bit_cast<uint64_t>(1.0) + (bit_cast<uint64_t>(shifted.v) << 52));
+  const double high =
+      bit_cast<double>(bit_cast<uint64_t>(1.0) + (bit_cast<uint64_t>(power.v) << 52));
   const double r = reduced.v;  // |r| <= ln 2
   double p;
   if constexpr (P == Precision::kHalf) {  // relative error 1.1e-10
@@ -136,7 +138,7 @@ CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 shifted
     p = p * r + 0x1.5554accfdb593p-9;
     p = p * r - 0x1.55555567532adp-6;
     p = p * r + 0x1.000000287f871p-3;
-    return Float64x1(power + power * r * (p * r - 0.5));
+    return Float64x1(high + high * r * (p * r - 0.5));
   } else {  // 9.9e-18
     p = -0x1.af4de97ca4194p-37;
     p = p * r + 0x1.28a2ca617b969p-32;
@@ -148,7 +150,7 @@ CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 shifted
     p = p * r + 0x1.55555555520a4p-9;
     p = p * r - 0x1.5555555555557p-6;
     p = p * r + 0x1.0000000000005p-3;
-    return {Float64x1(power), Float64x1(power * r * (p * r - 0.5))};
+    return {Float64x1(high), Float64x1(r * (p * r - 0.5))};
   }
 }
 

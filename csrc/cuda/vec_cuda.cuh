@@ -13,6 +13,7 @@ struct Float32x1 {
   using real = float;
   using Mask = bool;
   static constexpr int kLanes = 1;
+  static constexpr bool kMendsTwoLn2 = false;
   float v;
 
   Float32x1() = default;
@@ -25,22 +26,23 @@ struct Float32x1 {
   /// of a float's bits need a polynomial; to show the few of a 16-bit type, the machine's
   /// instruction is exact enough and saves a third of the operations.
   template <Precision P>
-  static __device__ __forceinline__ Significand<P, Float32x1> exp_reduced(Float32x1 shifted,
+  static __device__ __forceinline__ Significand<P, Float32x1> exp_reduced(Float32x1 power,
+                                                                          Float32x1,
                                                                           Float32x1 reduced) {
     const float r = reduced.v;  // |r| <= ln 2
-    const uint32_t power = bit_cast<uint32_t>(shifted.v) << 23;
+    const uint32_t exponent = bit_cast<uint32_t>(power.v) << 23;
     if constexpr (P == Precision::kHalf) {
       const float fraction = cuda::exp2_approx(r * -Constants<float>::kHalfLog2e);
-      return Float32x1(bit_cast<float>(bit_cast<uint32_t>(fraction) + power));
+      return Float32x1(bit_cast<float>(bit_cast<uint32_t>(fraction) + exponent));
     } else {  // relative error 3.2e-9
-      const float high = bit_cast<float>(bit_cast<uint32_t>(1.0f) + power);
+      const float high = bit_cast<float>(bit_cast<uint32_t>(1.0f) + exponent);
       float p = 0x1.6a4d5ap-16f;
       p = std::fma(p, r, -0x1.12398ep-12f);
       p = std::fma(p, r, 0x1.5558bp-9f);
       p = std::fma(p, r, -0x1.555492p-6f);
       p = std::fma(p, r, 0x1.fffffcp-4f);
       p = std::fma(p, r, -0.5f);
-      return {Float32x1(high), Float32x1(high * r * p)};
+      return {Float32x1(high), Float32x1(r * p)};
     }
   }
 

@@ -221,6 +221,9 @@ CRRELU_ARITHMETIC(pd, __m512d, double, __mmask8)
   CRRELU_EMULATED __m512i _mm512_add_##epi32(__m512i a, __m512i b) {                           \
     return emulated::binary<T>(a, b, [](T x, T y) { return x + y; });                          \
   }                                                                                            \
+  CRRELU_EMULATED __m512i _mm512_sub_##epi32(__m512i a, __m512i b) {                           \
+    return emulated::binary<T>(a, b, [](T x, T y) { return x - y; });                          \
+  }                                                                                            \
   CRRELU_EMULATED __m512i _mm512_max_##epu32(__m512i a, __m512i b) {                           \
     return emulated::binary<T>(a, b, [](T x, T y) { return x > y ? x : y; });                  \
   }                                                                                            \
@@ -269,6 +272,7 @@ inline __m512 _mm512_castps128_ps512(__m128 a) { return emulated::cast<__m512>(a
 inline __m512d _mm512_castpd256_pd512(__m256d a) { return emulated::cast<__m512d>(a); }
 
 inline __m512i _mm512_loadu_si512(const void* p) { return emulated::load<__m512i>(p); }
+inline __m512 _mm512_load_ps(const float* p) { return emulated::load<__m512>(p); }
 inline __m512i _mm512_load_si512(const void* p) { return emulated::load<__m512i>(p); }
 inline __m256d _mm256_loadu_pd(const double* p) { return emulated::load<__m256d>(p); }
 inline __m256i _mm256_loadu_si256(const __m256i* p) { return emulated::load<__m256i>(p); }
@@ -303,6 +307,9 @@ CRRELU_EMULATED __m512i _mm512_permutexvar_epi16(__m512i indices, __m512i a) {
 }
 CRRELU_EMULATED __m512i _mm512_permutexvar_epi32(__m512i indices, __m512i a) {
   return emulated::permute<uint32_t, uint32_t>(a, indices, a);
+}
+CRRELU_EMULATED __m512 _mm512_permutexvar_ps(__m512i indices, __m512 a) {
+  return emulated::permute<float, uint32_t>(a, indices, a);
 }
 CRRELU_EMULATED __m512 _mm512_permutex2var_ps(__m512 a, __m512i indices, __m512 b) {
   return emulated::permute<float, uint32_t>(a, indices, b);
