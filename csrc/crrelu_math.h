@@ -168,6 +168,16 @@ CRRELU_INLINE V clamp(V x) {
   return max(V(-C::kFar), min(V(C::kFar), x));
 }
 
+/// exp(-u^2/2), begun: what needs nothing but u. Of use where all u are near 0.
+template <Precision P, class V>
+struct Begun {
+  V u;
+  bool near;
+  Reduced<P, V> reduced;
+
+  explicit CRRELU_INLINE Begun(V u) : u(u), near(all_near(u)), reduced(u) {}
+};
+
 /// The function and its two derivatives at one x. What a caller does not use, the compiler drops.
 template <class V>
 struct Point {
@@ -187,7 +197,22 @@ CRRELU_INLINE V operator*(V a, One) {
   return a;
 }
 
-/// max(0, x) + epsilon * u * exp(-u^2/2), where du is du/dx.
+/// max(0, x) + epsilon * u * exp(-u^2/2)
+template <Precision P, class V>
+CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
+  const V relu = max(V(0), x);
+  if (begun.near) {
+    const Reduced<P, V>& g = begun.reduced;
+    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
+    return fma(epsilon.value, times(begun.u, gaussian), relu);
+  }
+  const V c = clamp(begun.u);
+  const Reduced<P, V> g(c);
+  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
+  return fma(epsilon.significand, ldexp(times(c, gaussian), g.exponent + epsilon.exponent), relu);
+}
+
+/// That and its derivatives, where du is du/dx.
 template <Precision P, class V, class Slope>
 CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
@@ -212,7 +237,7 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
 // value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
 // each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
-// the same for all elements and read by shared().
+// the same for all elements and read by shared(). Where kBegins, the value may be had in two steps.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -234,6 +259,7 @@ struct Gradients {
 struct CRReLU {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 1;
+  static constexpr bool kBegins = true;
   template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
 
@@ -243,8 +269,16 @@ struct CRReLU {
   }
 
   template <Precision P, class V>
+  static CRRELU_INLINE Begun<P, V> begin(const V (&x)[1]) {
+    return Begun<P, V>(x[0]);
+  }
+  template <Precision P, class V>
+  static CRRELU_INLINE V value(const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
+    return value_of(begun.u, begun, epsilon);
+  }
+  template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[1], const Epsilon<V>& epsilon) {
-    return evaluate<P>(x[0], x[0], One(), epsilon).value;
+    return value(begin<P>(x), epsilon);
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
@@ -266,16 +300,14 @@ struct Placed {
         scale(numbers[2]),
         per_scale(V(1) / numbers[2]) {}
 
-  template <Precision P>
-  CRRELU_INLINE Point<V> evaluated(V x) const {
-    return evaluate<P>(x, (x - location) * per_scale, per_scale, epsilon);
-  }
+  CRRELU_INLINE V standardized(V x) const { return (x - location) * per_scale; }
 };
 
 /// max(0, x) + epsilon * (x - location) * exp(-u^2/2)
 struct CRReLUPlaced {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 3;
+  static constexpr bool kBegins = false;
   template <class V, class Real = typename V::real>
   using Parameter = Placed<V>;
 
@@ -286,12 +318,12 @@ struct CRReLUPlaced {
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[1], const Placed<V>& at) {
-    return at.template evaluated<P>(x[0]).value;
+    return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon);
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const Placed<V>& at) {
-    const auto f = at.template evaluated<P>(x[0]);
+    const auto f = evaluate<P>(x[0], at.standardized(x[0]), at.per_scale, at.epsilon);
     return {{grad_output * f.slope}, {grad_output, at.scale * f.epsilon_slope}};
   }
 };
@@ -299,10 +331,11 @@ struct CRReLUPlaced {
 /// f(gate) * up, which stands where a transformer has SwiGLU.
 struct CRReLUGated : CRReLU {
   static constexpr int kInputs = 2;
+  static constexpr bool kBegins = false;
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[2], const Epsilon<V>& epsilon) {
-    return evaluate<P>(x[0], x[0], One(), epsilon).value * x[1];
+    return value_of(x[0], Begun<P, V>(x[0]), epsilon) * x[1];
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],

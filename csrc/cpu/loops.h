@@ -183,6 +183,9 @@ class Loops {
     const auto wide_parameter = shared<Wide>(numbers);
     const auto parameter = shared<V>(numbers);
     int64_t i = 0;
+    if constexpr (F::kBegins && V::kManyRegisters && std::is_same_v<Access, Cached>) {
+      i = forward_pipelined<Pair<V>>(inputs, shared<Pair<V>>(numbers), y, numel, access);
+    }
     for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
       if constexpr (std::is_same_v<Access, Streamed> && kInputs == 1) prefetch(inputs, i);
       forward_at<Wide>(i, inputs, wide_parameter, y, access);
@@ -190,6 +193,24 @@ class Loops {
     for (; i < numel; i += V::kLanes) {
       forward_at<V>(i, inputs, parameter, y, First{tail(numel - i)});
     }
+  }
+
+  /// Whole vectors, of which the next are begun before these are finished: that fills the time for
+  /// which these wait. Returns how many elements it did.
+  template <class W, class Access>
+  static CRRELU_INLINE int64_t forward_pipelined(const Sources& inputs,
+                                                 const Parameter<W>& parameter, S* y, int64_t numel,
+                                                 Access access) {
+    if (numel < W::kLanes) return 0;
+    int64_t i = 0;
+    auto begun = F::template begin<P>(Inputs<W>(inputs, 0, access).x);
+    for (; i + 2 * W::kLanes <= numel; i += W::kLanes) {
+      const auto next = F::template begin<P>(Inputs<W>(inputs, i + W::kLanes, access).x);
+      access.store(F::value(begun, parameter), y + i);
+      begun = next;
+    }
+    access.store(F::value(begun, parameter), y + i);
+    return i + W::kLanes;
   }
 
   static void forward_rows(const void* const* inputs_, const void* const* numbers, void* output,

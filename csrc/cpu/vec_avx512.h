@@ -32,6 +32,7 @@ struct Float32x16 {
   using Mask = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr bool kMendsTwoLn2 = true;
+  static constexpr bool kManyRegisters = true;
   __m512 v;
 
   Float32x16() = default;
@@ -139,6 +140,7 @@ struct Float64x8 {
   using Mask = __mmask8;
   static constexpr int kLanes = 8;
   static constexpr bool kMendsTwoLn2 = false;
+  static constexpr bool kManyRegisters = true;
   __m512d v;
 
   Float64x8() = default;
