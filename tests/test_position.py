@@ -179,6 +179,21 @@ def test_one_among_others(
     assert torch.equal(bits(results.grad_input), bits(grad_input[which]))
 
 
+@pytest.mark.parametrize("epsilon", [-0.7, 3e38, 1e-42])
+def test_small_numbers_beside_large_ones(dtype: torch.dtype, device: str, epsilon: float) -> None:
+    """Near 0 the kernels have a shorter way, on which all that they look at together must lie.
+    Each element has an epsilon of its own, so that its share in the gradient shows as well.
+    """
+    x = torch.linspace(-30, 30, 6001, dtype=torch.float64).to(device, dtype)[None]
+    parameter = torch.tensor([epsilon], device=device).expand(x.shape[1])
+    small = evaluate(x, parameter)
+    beside = torch.stack([x, torch.full_like(x, 60)], dim=2).reshape(1, -1)
+    mixed = evaluate(beside, parameter.repeat(2))
+    assert torch.equal(bits(mixed.output[:, ::2]), bits(small.output))
+    assert torch.equal(bits(mixed.grad_input[:, ::2]), bits(small.grad_input))
+    assert torch.equal(bits(mixed.grad_epsilon[::2]), bits(small.grad_epsilon))
+
+
 @pytest.mark.parametrize("wanted", ["input", "both"])
 @pytest.mark.parametrize(
     ("shape", "channel_dim"),
