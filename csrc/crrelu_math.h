@@ -106,10 +106,10 @@ struct Constants<float> {
   static constexpr float kFar = 20.5f;
   // Up to this x^2 all of the formula's steps are normal numbers, also exp(-x^2/2) * 2^-53.
   static constexpr float kNearSquare = 100.0f;
-  // An epsilon beyond 2 is carried as epsilon * 2^-127, with the bump as bump * 2^127: so a bump
-  // that is subnormal is never magnified.
-  static constexpr float kLargeScale = 0x1p-127f;
-  static constexpr float kLargeExponent = 127.0f;
+  // An epsilon beyond 1 is carried as epsilon * 2^-126, with the bump as bump * 2^126: so a bump
+  // that is subnormal is not magnified, unless epsilon is beyond 2^126.
+  static constexpr float kLargeScale = 0x1p-126f;
+  static constexpr float kLargeExponent = 126.0f;
 };
 
 template <>
@@ -119,18 +119,18 @@ struct Constants<double> {
   static constexpr double kTwoLn2Low = 0x1.abc9e3b39803fp-55;
   static constexpr double kFar = 55.0;  // 2^1024 * 55 * exp(-1512) < 2^-1075
   static constexpr double kNearSquare = 800.0;
-  static constexpr double kLargeScale = 0x1p-1023;
-  static constexpr double kLargeExponent = 1023.0;
+  static constexpr double kLargeScale = 0x1p-1022;
+  static constexpr double kLargeExponent = 1022.0;
 };
 
-/// epsilon, also as significand * 2^exponent with |significand| <= 2.
+/// epsilon, also as significand * 2^exponent with |significand| < 4, and <= 1 up to 2^126.
 template <class V>
 struct Epsilon {
   V value, significand, exponent;
 
   explicit CRRELU_INLINE Epsilon(V epsilon) : value(epsilon) {
     using C = Constants<typename V::real>;
-    const auto large = greater(max(epsilon, -epsilon), V(2));
+    const auto large = greater(max(epsilon, -epsilon), V(1));
     significand = select(large, epsilon * V(C::kLargeScale), epsilon);
     exponent = select(large, V(C::kLargeExponent), V(0));
   }

@@ -148,6 +148,16 @@ def test_any_epsilon(points: dict[torch.dtype, tuple[Tensor, Formula]], epsilon:
             assert_within_tolerance(results, formula, parameter.item())
 
 
+@pytest.mark.parametrize("epsilon", [-1.95, 1.0, 1.999, 3.9])
+def test_subnormal_bump(device: str, epsilon: float) -> None:
+    """Where x·exp(-x²/2) is subnormal and epsilon times it hardly: what rounding took from the one
+    must not be magnified."""
+    x = torch.linspace(-13.6, -12.9, 2**16, dtype=torch.float32)
+    parameter = torch.tensor([epsilon], device=device)
+    results = elementwise(x.to(device), parameter, shared=True)
+    assert_within_tolerance(results, Formula(exact_numbers(x)), parameter.item())
+
+
 @pytest.mark.parametrize("largest", [True, False], ids=["largest", "subnormal"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_extreme_epsilon(
