@@ -21,7 +21,8 @@
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
 //     exp_reduced<P>(power, shifted, r)  2^(power - shifter) * exp(-r/2) where that is a normal
 //                               number, power being shifted or its fraction,
-//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
+//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2,
+// and for cpu/loops.h kManyRegisters: whether its registers hold two sets of vectors under way.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -104,12 +105,13 @@ struct Constants<float> {
   static constexpr float kTwoLn2Low = -0x1.05c61p-28f;
   // From this |x| on the bump is 0 for every finite epsilon: 2^128 * 20.5 * exp(-210) < 2^-150.
   static constexpr float kFar = 20.5f;
-  // Up to this x^2 all of the formula's steps are normal numbers, also exp(-x^2/2) * 2^-53.
+  // Up to this x^2 exp(-x^2/2) * 2^-53 is a normal number, so all is exact that should be.
   static constexpr float kNearSquare = 100.0f;
-  // An epsilon beyond 1 is carried as epsilon * 2^-126, with the bump as bump * 2^126: so a bump
-  // that is subnormal is not magnified, unless epsilon is beyond 2^126.
-  static constexpr float kLargeScale = 0x1p-126f;
+  // An epsilon beyond 1 is carried as epsilon * 2^-126, and one beyond 2^126 as epsilon * 2^-127,
+  // with the bump as much larger: so a bump that is subnormal is not magnified, or but twice.
   static constexpr float kLargeExponent = 126.0f;
+  static constexpr float kLargeScale = 0x1p-126f;
+  static constexpr float kHuge = 0x1p126f;
 };
 
 template <>
@@ -119,20 +121,23 @@ struct Constants<double> {
   static constexpr double kTwoLn2Low = 0x1.abc9e3b39803fp-55;
   static constexpr double kFar = 55.0;  // 2^1024 * 55 * exp(-1512) < 2^-1075
   static constexpr double kNearSquare = 800.0;
-  static constexpr double kLargeScale = 0x1p-1022;
   static constexpr double kLargeExponent = 1022.0;
+  static constexpr double kLargeScale = 0x1p-1022;
+  static constexpr double kHuge = 0x1p1022;
 };
 
-/// epsilon, also as significand * 2^exponent with |significand| < 4, and <= 1 up to 2^126.
+/// epsilon, also as significand * 2^exponent with |significand| < 2.
 template <class V>
 struct Epsilon {
   V value, significand, exponent;
 
   explicit CRRELU_INLINE Epsilon(V epsilon) : value(epsilon) {
     using C = Constants<typename V::real>;
-    const auto large = greater(max(epsilon, -epsilon), V(1));
-    significand = select(large, epsilon * V(C::kLargeScale), epsilon);
-    exponent = select(large, V(C::kLargeExponent), V(0));
+    const V size = max(epsilon, -epsilon);
+    const auto large = greater(size, V(1)), huge = greater(size, V(C::kHuge));
+    const V scale = select(huge, V(C::kLargeScale / 2), V(C::kLargeScale));
+    significand = select(large, epsilon * scale, epsilon);
+    exponent = select(large, select(huge, V(C::kLargeExponent + 1), V(C::kLargeExponent)), V(0));
   }
 };
 
@@ -190,13 +195,6 @@ CRRELU_INLINE V one_minus_square(V x) {
   return fma(-x, x, V(1));
 }
 
-/// The factor 1, which costs nothing.
-struct One {};
-template <class V>
-CRRELU_INLINE V operator*(V a, One) {
-  return a;
-}
-
 /// max(0, x) + epsilon * u * exp(-u^2/2)
 template <Precision P, class V>
 CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
@@ -212,26 +210,26 @@ CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilo
   return fma(epsilon.significand, ldexp(times(c, gaussian), g.exponent + epsilon.exponent), relu);
 }
 
-/// That and its derivatives, where du is du/dx.
-template <Precision P, class V, class Slope>
-CRRELU_INLINE Point<V> evaluate(V x, V u, Slope du, const Epsilon<V>& epsilon) {
+/// That and its derivatives, by x as if u were x but for a constant.
+template <Precision P, class V>
+CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
   if (all_near(u)) {
     const Reduced<P, V> g(u);
     const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
     return {fma(epsilon.value, times(u, gaussian), relu),
-            fma(epsilon.value, times(one_minus_square(u) * du, sum(gaussian)), step),
+            fma(epsilon.value, times(one_minus_square(u), sum(gaussian)), step),
             u * total(sum(gaussian))};
   }
   const V c = clamp(u);
   const Reduced<P, V> g(c);
   const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
   const V exponent = g.exponent + epsilon.exponent;
-  return {fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
-          fma(epsilon.significand, ldexp(times(one_minus_square(c) * du, sum(gaussian)), exponent),
-              step),
-          ldexp(c * total(sum(gaussian)), g.exponent)};
+  return {
+      fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
+      fma(epsilon.significand, ldexp(times(one_minus_square(c), sum(gaussian)), exponent), step),
+      ldexp(c * total(sum(gaussian)), g.exponent)};
 }
 
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
@@ -283,7 +281,7 @@ struct CRReLU {
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const Epsilon<V>& epsilon) {
-    const auto f = evaluate<P>(x[0], x[0], One(), epsilon);
+    const auto f = evaluate<P>(x[0], x[0], epsilon);
     return {{grad_output * f.slope}, {grad_output, f.epsilon_slope}};
   }
 };
@@ -291,11 +289,12 @@ struct CRReLU {
 /// Where the bump sits: in u = (x - location) / scale its epsilon is epsilon * scale.
 template <class V>
 struct Placed {
-  Epsilon<V> epsilon;
+  Epsilon<V> epsilon, epsilon_by_scale;
   V location, scale, per_scale;
 
   explicit CRRELU_INLINE Placed(const V (&numbers)[3])
-      : epsilon(numbers[0] * numbers[2]),
+      : epsilon(numbers[0]),
+        epsilon_by_scale(numbers[0] * numbers[2]),
         location(numbers[1]),
         scale(numbers[2]),
         per_scale(V(1) / numbers[2]) {}
@@ -318,12 +317,12 @@ struct CRReLUPlaced {
 
   template <Precision P, class V>
   static CRRELU_INLINE V value(const V (&x)[1], const Placed<V>& at) {
-    return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon);
+    return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon_by_scale);
   }
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const Placed<V>& at) {
-    const auto f = evaluate<P>(x[0], at.standardized(x[0]), at.per_scale, at.epsilon);
+    const auto f = evaluate<P>(x[0], at.standardized(x[0]), at.epsilon);
     return {{grad_output * f.slope}, {grad_output, at.scale * f.epsilon_slope}};
   }
 };
@@ -340,7 +339,7 @@ struct CRReLUGated : CRReLU {
   template <Precision P, class V>
   static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],
                                                  const Epsilon<V>& epsilon) {
-    const auto f = evaluate<P>(x[0], x[0], One(), epsilon);
+    const auto f = evaluate<P>(x[0], x[0], epsilon);
     const V grad_value = grad_output * x[1];
     return {{grad_value * f.slope, grad_output * f.value}, {grad_value, f.epsilon_slope}};
   }

@@ -98,6 +98,35 @@ def test_at_0_in_units_of_1_it_is_crrelu(device: str, dtype: torch.dtype) -> Non
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "scale"), [(20.0, 0.1), (5.0, 0.25), (3e4, 1e-4), (1.5, 1e30), (-0.5, 1e-30)]
+)
+def test_narrow_and_wide(device: str, dtype: torch.dtype, epsilon: float, scale: float) -> None:
+    """The slope is ReLU's and epsilon (1 - u²) exp(-u²/2), and has the same bits beside a number
+    that lies far from the place."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    e = torch.tensor([epsilon], dtype=wide, device=device)
+    where = place_of(0, scale, wide).to(device)
+    u = torch.linspace(-9, 9, 401, dtype=torch.float64)
+    x = (u * where[1].item()).to(dtype).double()
+    if not torch.isfinite(x).all():
+        pytest.skip(f"{dtype} has no such numbers")
+    beside = torch.stack([x, torch.full_like(x, 60 * where[1].item())], dim=1).flatten()
+    slopes = []
+    for numbers in (x, beside):
+        leaf = numbers.to(device, dtype, copy=True).requires_grad_()
+        crrelu_at(leaf, e, where).sum().backward()
+        assert leaf.grad is not None
+        slopes.append(leaf.grad)
+    assert torch.equal(slopes[0], slopes[1][::2])
+    v = (x / where[1].item()).numpy()
+    bump = e.item() * (1 - v**2) * np.exp(-(v**2) / 2)
+    expected = torch.from_numpy((x.numpy() > 0) + bump).to(device)
+    if dtype in (torch.float32, torch.float64):
+        larger = torch.from_numpy(np.maximum(np.abs(bump), x.numpy() > 0)).to(device)
+        assert ((slopes[0] - expected).abs() <= 2e-4 * larger).all()
+
+
 def test_limits(device: str, dtype: torch.dtype) -> None:
     x = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype, device=device)
     x.requires_grad_()

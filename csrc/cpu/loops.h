@@ -2,8 +2,8 @@
 // and a stored type S. Included inside an instruction set's target region.
 //
 // The main loop computes several vectors in lockstep, which fills the latency of the long chain
-// behind exp; what is left takes masked loads and stores and the same arithmetic, so no result
-// depends on an element's position or alignment.
+// behind exp, or begins the next before it finishes these; what is left takes masked loads and
+// stores and the same arithmetic, so no result depends on an element's position or alignment.
 #pragma once
 
 #include <type_traits>
@@ -180,15 +180,16 @@ class Loops {
   template <class Access>
   static void forward_run(const Sources inputs, const void* const* numbers, S* y, int64_t numel,
                           Access access) {
-    const auto wide_parameter = shared<Wide>(numbers);
     const auto parameter = shared<V>(numbers);
     int64_t i = 0;
     if constexpr (F::kBegins && V::kManyRegisters && std::is_same_v<Access, Cached>) {
       i = forward_pipelined<Pair<V>>(inputs, shared<Pair<V>>(numbers), y, numel, access);
-    }
-    for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
-      if constexpr (std::is_same_v<Access, Streamed> && kInputs == 1) prefetch(inputs, i);
-      forward_at<Wide>(i, inputs, wide_parameter, y, access);
+    } else {
+      const auto wide_parameter = shared<Wide>(numbers);
+      for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
+        if constexpr (std::is_same_v<Access, Streamed> && kInputs == 1) prefetch(inputs, i);
+        forward_at<Wide>(i, inputs, wide_parameter, y, access);
+      }
     }
     for (; i < numel; i += V::kLanes) {
       forward_at<V>(i, inputs, parameter, y, First{tail(numel - i)});

@@ -1,4 +1,4 @@
-// Tables of 2^(j/k) for the vector vocabularies, as bits.
+// Tables of 2^(j/k) for the vector vocabularies, as bits, and of what rounding took from them.
 //
 // An entry's bits have j moved to just below the exponent's place taken off: then adding a whole
 // number of k-ths to an entry, moved there, gives 2^n * 2^(j/k) in one integer addition, n and j

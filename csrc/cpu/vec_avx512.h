@@ -287,7 +287,8 @@ CRRELU_INLINE Float64x8 high_part(Float64x8 power) {
   return _mm512_castsi512_pd(_mm512_add_epi64(entry, _mm512_slli_epi64(n, 48)));
 }
 
-/// What rounding took from the entry, as a part, and from 2 ln 2 (powers.h).
+/// What rounding took from the entry, as a part; of floats also what it took from 2 ln 2
+/// (powers.h).
 CRRELU_INLINE Float32x16 lost(Float32x16 shifted) {
   const __m512i n = _mm512_castps_si512(shifted.v);
   const Float32x16 entry = _mm512_permutexvar_ps(n, _mm512_load_ps(kTableLow.entries));
