@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from .cases import Case
 
-LARGE = 2**24
+LARGE = 2**20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
