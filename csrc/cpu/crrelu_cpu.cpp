@@ -2,7 +2,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/TensorIterator.h>
 #include <torch/library.h>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -17,6 +16,7 @@
 #include "../native.h"
 #include "../tabulated.h"
 #include "dispatch.h"
+#include "parallel.h"
 
 namespace crrelu {
 namespace {
@@ -141,22 +141,6 @@ Parameter Cpu::parameter(const Table& given, const at::Tensor& dense) {
   return {{values}, given.layout(dense), type};
 }
 
-/// f(begin, end) over pieces of [0, count), on PyTorch's threads. at::parallel_for is compiled into
-/// its caller and would bring an OpenMP runtime of this compiler's; for_each calls it inside
-/// libtorch, whatever built that.
-template <class F>
-void parallel_for(int64_t count, int64_t grain, const F& f) {
-  if (count <= grain) return f(0, count);
-  static char none;  // where addresses start that are counted by and never touched
-  const auto pieces = at::from_blob(&none, {count}, at::kByte);
-  const char* first = static_cast<const char*>(pieces.const_data_ptr());
-  at::TensorIterator::borrowing_nullary_op(pieces).for_each(
-      [&](char** data, const int64_t*, int64_t size, int64_t) {
-        f(data[0] - first, data[0] - first + size);
-      },
-      grain);
-}
-
 /// How a tensor is cut. Runs: stretches of one epsilon, each cut into equal pieces. Rows: a matrix
 /// whose columns have each their epsilon, cut into bands of rows and tiles of columns, and what is
 /// left over of a last row.
@@ -270,11 +254,12 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   }
   const int64_t channels = parameter.layout.channels;
   parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin, next; i < end; i = next) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
+      next = std::min(end, (run + 1) * plan.pieces);  // pieces of one run in one go
       const int64_t at = (run * plan.inner + start) * size;
       kernels.forward(x.at(at).data(), numbers.at(run % channels).data(), y + at,
-                      std::min(kChunk, plan.inner - start), stream);
+                      std::min((next - i) * kChunk, plan.inner - start), stream);
     }
   });
 }
