@@ -1,0 +1,50 @@
+"""The kernels run on PyTorch's threads: on all that it is told to use, and on no others."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import crrelu_ext
+
+PROGRAM = """
+import os
+import torch
+from crrelu_ext import crrelu
+
+torch.set_num_threads(3)
+input, epsilon = torch.empty(2**20), torch.empty(1)  # filled, they would start the threads
+for line in ("pass", {calls}):
+    exec(line)
+    print(len(os.listdir("/proc/self/task")))
+"""
+KERNELS, PYTORCH = "crrelu(input, epsilon)", "torch.sigmoid(input)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not crrelu_ext.build_info()["native"], reason="needs the kernels")
+@pytest.mark.skipif(
+    "backend: OpenMP" not in torch.__config__.parallel_info(), reason="PyTorch has none"
+)
+@pytest.mark.parametrize("calls", [(KERNELS, PYTORCH), (PYTORCH, KERNELS)], ids=["first", "second"])
+def test_threads_are_shared(calls: tuple[str, str]) -> None:
+    program = PROGRAM.format(calls=", ".join(map(repr, calls)))
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    alone, one, both = map(int, process.stdout.split())
+    assert one == alone + 2
+    assert both == one
+
+
+@pytest.mark.usefixtures("threads")
+def test_any_number_of_threads_gives_the_same() -> None:
+    """Shares of unequal length, and more threads than pieces of work."""
+    input = torch.randn(5 * 16384 + 7)
+    epsilon = torch.tensor([-0.5])
+    torch.set_num_threads(1)
+    expected = crrelu_ext.crrelu(input, epsilon)
+    for count in (2, 3, 4, 16):
+        torch.set_num_threads(count)
+        assert torch.equal(crrelu_ext.crrelu(input, epsilon), expected)
