@@ -21,8 +21,11 @@
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
 //     exp_reduced<P>(power, shifted, r)  2^(power - shifter) * exp(-r/2) where that is a normal
 //                               number, power being shifted or its fraction,
-//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2,
-// and for cpu/loops.h kManyRegisters: whether its registers hold two sets of vectors under way.
+//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
+// For cpu/loops.h also
+//     Powers(real c)            the tabulated c * 2^(j/k), and
+//     exp_reduced<P>(powers, power, shifted, r)  c times as much, and
+//     kManyRegisters            whether its registers hold two sets of vectors under way.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -58,6 +61,16 @@ CRRELU_INLINE Sum<V> sum(const Corrected<V>& number) {
 }
 template <class V>
 CRRELU_INLINE V sum(V value) {
+  return value;
+}
+
+/// The number, rounded once.
+template <class V>
+CRRELU_INLINE V rounded(const Corrected<V>& number) {
+  return fma(number.high, number.rest, number.high);
+}
+template <class V>
+CRRELU_INLINE V rounded(V value) {
   return value;
 }
 
@@ -112,6 +125,10 @@ struct Constants<float> {
   static constexpr float kLargeExponent = 126.0f;
   static constexpr float kLargeScale = 0x1p-126f;
   static constexpr float kHuge = 0x1p126f;
+  // The epsilons that may be multiplied into the powers: near 0 the products are normal numbers.
+  static constexpr float kLeastScaled = 0x1p-50f, kMostScaled = 0x1p50f;
+  // Farther out so much of an exponent goes to x: so x stays normal, and so does the product.
+  static constexpr float kExponentOfX = -128.0f;
 };
 
 template <>
@@ -124,6 +141,8 @@ struct Constants<double> {
   static constexpr double kLargeExponent = 1022.0;
   static constexpr double kLargeScale = 0x1p-1022;
   static constexpr double kHuge = 0x1p1022;
+  static constexpr double kLeastScaled = 0x1p-400, kMostScaled = 0x1p400;
+  static constexpr double kExponentOfX = -1020.0;
 };
 
 /// epsilon, also as significand * 2^exponent with |significand| < 2.
@@ -138,6 +157,23 @@ struct Epsilon {
     const V scale = select(huge, V(C::kLargeScale / 2), V(C::kLargeScale));
     significand = select(large, epsilon * scale, epsilon);
     exponent = select(large, select(huge, V(C::kLargeExponent + 1), V(C::kLargeExponent)), V(0));
+  }
+};
+
+/// An epsilon that all elements share, multiplied into the powers that exp(-x^2/2) is made of: with
+/// what is left of each product's rounding that is as exact, and the bump is one product.
+template <class V>
+struct SharedEpsilon {
+  using real = typename V::real;
+  typename V::Powers powers;
+
+  explicit CRRELU_INLINE SharedEpsilon(real epsilon) : powers(epsilon) {}
+
+  /// Whether it may be made of this one.
+  static CRRELU_INLINE bool takes(real epsilon) {
+    using C = Constants<real>;
+    const real size = epsilon < 0 ? -epsilon : epsilon;
+    return size >= C::kLeastScaled && size <= C::kMostScaled;
   }
 };
 
@@ -210,7 +246,24 @@ CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilo
   return fma(epsilon.significand, ldexp(times(c, gaussian), g.exponent + epsilon.exponent), relu);
 }
 
-/// That and its derivatives, by x as if u were x but for a constant.
+template <Precision P, class V>
+CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const SharedEpsilon<V>& epsilon) {
+  using C = Constants<typename V::real>;
+  const V relu = max(V(0), x);
+  if (begun.near) {
+    const Reduced<P, V>& g = begun.reduced;
+    const auto gaussian = V::template exp_reduced<P>(epsilon.powers, g.shifted, g.shifted, g.r);
+    return fma(begun.u, rounded(gaussian), relu);
+  }
+  const V c = clamp(begun.u);
+  const Reduced<P, V> g(c);
+  const auto gaussian =
+      V::template exp_reduced<P>(epsilon.powers, V::fraction(g.shifted), g.shifted, g.r);
+  const V of_x = max(g.exponent, V(C::kExponentOfX));
+  return fma(ldexp(c, of_x), ldexp(rounded(gaussian), g.exponent - of_x), relu);
+}
+
+/// Its value and its derivatives, by x as if u were x but for a constant.
 template <Precision P, class V>
 CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
@@ -235,7 +288,9 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
 // value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
 // each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
-// the same for all elements and read by shared(). Where kBegins, the value may be had in two steps.
+// the same for all elements and read by shared(). Where kScales, the value may also be had of a
+// SharedEpsilon, if scales() says so of the numbers: scaled() makes the parameter. Where kBegins,
+// it may be had in two steps.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -257,6 +312,7 @@ struct Gradients {
 struct CRReLU {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 1;
+  static constexpr bool kScales = true;
   static constexpr bool kBegins = true;
   template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
@@ -265,17 +321,25 @@ struct CRReLU {
   static CRRELU_INLINE Epsilon<V> parameter(const V (&numbers)[1]) {
     return Epsilon<V>(numbers[0]);
   }
+  template <class V, class Real>
+  static CRRELU_INLINE bool scales(const Real (&numbers)[1]) {
+    return SharedEpsilon<V>::takes(numbers[0]);
+  }
+  template <class V, class Real>
+  static CRRELU_INLINE SharedEpsilon<V> scaled(const Real (&numbers)[1]) {
+    return SharedEpsilon<V>(numbers[0]);
+  }
 
   template <Precision P, class V>
   static CRRELU_INLINE Begun<P, V> begin(const V (&x)[1]) {
     return Begun<P, V>(x[0]);
   }
-  template <Precision P, class V>
-  static CRRELU_INLINE V value(const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
+  template <Precision P, class V, class AnyEpsilon>
+  static CRRELU_INLINE V value(const Begun<P, V>& begun, const AnyEpsilon& epsilon) {
     return value_of(begun.u, begun, epsilon);
   }
-  template <Precision P, class V>
-  static CRRELU_INLINE V value(const V (&x)[1], const Epsilon<V>& epsilon) {
+  template <Precision P, class V, class AnyEpsilon>
+  static CRRELU_INLINE V value(const V (&x)[1], const AnyEpsilon& epsilon) {
     return value(begin<P>(x), epsilon);
   }
   template <Precision P, class V>
@@ -287,17 +351,18 @@ struct CRReLU {
 };
 
 /// Where the bump sits: in u = (x - location) / scale its epsilon is epsilon * scale.
-template <class V>
+template <class V, class AnyEpsilon = Epsilon<V>>
 struct Placed {
-  Epsilon<V> epsilon, epsilon_by_scale;
+  AnyEpsilon epsilon, epsilon_by_scale;
   V location, scale, per_scale;
 
-  explicit CRRELU_INLINE Placed(const V (&numbers)[3])
+  template <class Number>
+  explicit CRRELU_INLINE Placed(const Number (&numbers)[3])
       : epsilon(numbers[0]),
         epsilon_by_scale(numbers[0] * numbers[2]),
         location(numbers[1]),
         scale(numbers[2]),
-        per_scale(V(1) / numbers[2]) {}
+        per_scale(V(1) / scale) {}
 
   CRRELU_INLINE V standardized(V x) const { return (x - location) * per_scale; }
 };
@@ -306,6 +371,7 @@ struct Placed {
 struct CRReLUPlaced {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 3;
+  static constexpr bool kScales = true;
   static constexpr bool kBegins = false;
   template <class V, class Real = typename V::real>
   using Parameter = Placed<V>;
@@ -314,9 +380,17 @@ struct CRReLUPlaced {
   static CRRELU_INLINE Placed<V> parameter(const V (&numbers)[3]) {
     return Placed<V>(numbers);
   }
+  template <class V, class Real>
+  static CRRELU_INLINE bool scales(const Real (&numbers)[3]) {
+    return SharedEpsilon<V>::takes(numbers[0]) && SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
+  }
+  template <class V, class Real>
+  static CRRELU_INLINE Placed<V, SharedEpsilon<V>> scaled(const Real (&numbers)[3]) {
+    return Placed<V, SharedEpsilon<V>>(numbers);
+  }
 
-  template <Precision P, class V>
-  static CRRELU_INLINE V value(const V (&x)[1], const Placed<V>& at) {
+  template <Precision P, class V, class AnyEpsilon>
+  static CRRELU_INLINE V value(const V (&x)[1], const Placed<V, AnyEpsilon>& at) {
     return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon_by_scale);
   }
   template <Precision P, class V>
@@ -332,8 +406,8 @@ struct CRReLUGated : CRReLU {
   static constexpr int kInputs = 2;
   static constexpr bool kBegins = false;
 
-  template <Precision P, class V>
-  static CRRELU_INLINE V value(const V (&x)[2], const Epsilon<V>& epsilon) {
+  template <Precision P, class V, class AnyEpsilon>
+  static CRRELU_INLINE V value(const V (&x)[2], const AnyEpsilon& epsilon) {
     return value_of(x[0], Begun<P, V>(x[0]), epsilon) * x[1];
   }
   template <Precision P, class V>

@@ -154,7 +154,7 @@ def test_limits(device: str, dtype: torch.dtype) -> None:
 def test_each_channel_has_its_place(
     device: str, dtype: torch.dtype, shape: tuple[int, ...], channel_dim: int, channels_last: bool
 ) -> None:
-    """As one call for each channel, to the last bit; the sums within their bound."""
+    """As one call for two channels like this one, to the last bit; the sums within their bound."""
     x = torch.randn(shape, device=device).to(dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -168,13 +168,16 @@ def test_each_channel_has_its_place(
     assert output.stride() == x.stride()
     grads = torch.autograd.grad(output, leaves, grad_output)
     for c in range(channels):
-        one = x.detach().select(channel_dim, c).contiguous().requires_grad_()
-        e = epsilon.detach()[c : c + 1].requires_grad_()
-        alone = crrelu_at(one, e, place[:, c : c + 1])
-        assert torch.equal(output.select(channel_dim, c), alone)
+        one = x.detach().select(channel_dim, c).contiguous()
+        two = torch.stack([one, one], dim=-1).requires_grad_()
+        e = epsilon.detach()[c].repeat(2).requires_grad_()
+        alone = crrelu_at(two, e, place[:, c : c + 1].repeat(1, 2), channel_dim=-1)
+        assert torch.equal(output.select(channel_dim, c), alone[..., 0])
         grad_output_of_it = grad_output.select(channel_dim, c)
-        grad, _ = torch.autograd.grad(alone, (one, e), grad_output_of_it)
-        assert torch.equal(grads[0].select(channel_dim, c), grad)
+        grad, _ = torch.autograd.grad(
+            alone, (two, e), torch.stack([grad_output_of_it, grad_output_of_it], dim=-1)
+        )
+        assert torch.equal(grads[0].select(channel_dim, c), grad[..., 0])
         if one.numel():
             location, scale = (exact_numbers(number) for number in place[:, c : c + 1])
             u = (exact_numbers(one) - location) / scale

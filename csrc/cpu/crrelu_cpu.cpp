@@ -259,7 +259,7 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
       next = std::min(end, (run + 1) * plan.pieces);  // pieces of one run in one go
       const int64_t at = (run * plan.inner + start) * size;
       kernels.forward(x.at(at).data(), numbers.at(run % channels).data(), y + at,
-                      std::min((next - i) * kChunk, plan.inner - start), stream);
+                      std::min((next - i) * kChunk, plan.inner - start), stream, channels == 1);
     }
   });
 }

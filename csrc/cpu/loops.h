@@ -36,7 +36,7 @@ class Loops {
   template <class W>
   using Parameter = typename F::template Parameter<W, Real>;
 
-  /// The same one for all elements.
+  /// The same one for all elements of a run.
   template <class W>
   static CRRELU_INLINE Parameter<W> shared(const void* const* parameter) {
     if constexpr (F::kNumbers == 0) {
@@ -56,6 +56,26 @@ class Loops {
       numbers[k] = W::load(static_cast<const Real*>(parameter[k]) + i, count...);
     return F::parameter(numbers);
   }
+
+  /// The parameter of all elements, for vectors of any width.
+  struct AsItIs {
+    const void* const* numbers;
+    template <class W>
+    CRRELU_INLINE Parameter<W> of() const {
+      return shared<W>(numbers);
+    }
+  };
+  struct InPowers {
+    typename V::real numbers[F::kNumbers];
+    explicit InPowers(const void* const* numbers_) {
+      for (int k = 0; k < F::kNumbers; ++k) numbers[k] = *static_cast<const Real*>(numbers_[k]);
+    }
+    bool allowed() const { return F::template scales<V>(numbers); }
+    template <class W>
+    CRRELU_INLINE auto of() const {
+      return F::template scaled<W>(numbers);
+    }
+  };
 
   /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
   /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
@@ -135,9 +155,9 @@ class Loops {
     }
   };
 
-  template <class W, class Access>
+  template <class W, class AnyParameter, class Access>
   static CRRELU_INLINE void forward_at(int64_t i, const Sources& inputs,
-                                       const Parameter<W>& parameter, S* y, Access access) {
+                                       const AnyParameter& parameter, S* y, Access access) {
     const Inputs<W> in(inputs, i, access);
     access.store(F::template value<P>(in.x, parameter), y + i);
   }
@@ -158,14 +178,24 @@ class Loops {
     return gradients.parameter;
   }
 
-  static void forward(const void* const* inputs, const void* const* parameter, void* output,
-                      int64_t numel, bool stream) {
-    auto* y = static_cast<S*>(output);
+  static void forward(const void* const* inputs, const void* const* numbers, void* output,
+                      int64_t numel, bool stream, bool only) {
+    if constexpr (F::kScales) {
+      const InPowers given(numbers);
+      if (only && given.allowed())
+        return forward_with(given, inputs, static_cast<S*>(output), numel, stream);
+    }
+    forward_with(AsItIs{numbers}, inputs, static_cast<S*>(output), numel, stream);
+  }
+
+  template <class Given>
+  static void forward_with(Given given, const void* const* inputs, S* y, int64_t numel,
+                           bool stream) {
     if (stream && can_stream(y)) {
-      forward_run(Sources(inputs), parameter, y, numel, Streamed());
+      forward_run(Sources(inputs), given, y, numel, Streamed());
       V::stream_fence();
     } else {
-      forward_run(Sources(inputs), parameter, y, numel, Cached());
+      forward_run(Sources(inputs), given, y, numel, Cached());
     }
   }
 
@@ -177,15 +207,14 @@ class Loops {
       __builtin_prefetch(ahead + line);
   }
 
-  template <class Access>
-  static void forward_run(const Sources inputs, const void* const* numbers, S* y, int64_t numel,
-                          Access access) {
-    const auto parameter = shared<V>(numbers);
+  template <class Given, class Access>
+  static void forward_run(const Sources inputs, Given given, S* y, int64_t numel, Access access) {
+    const auto parameter = given.template of<V>();
     int64_t i = 0;
     if constexpr (F::kBegins && V::kManyRegisters && std::is_same_v<Access, Cached>) {
-      i = forward_pipelined<Pair<V>>(inputs, shared<Pair<V>>(numbers), y, numel, access);
+      i = forward_pipelined<Pair<V>>(inputs, given.template of<Pair<V>>(), y, numel, access);
     } else {
-      const auto wide_parameter = shared<Wide>(numbers);
+      const auto wide_parameter = given.template of<Wide>();
       for (; i + Wide::kLanes <= numel; i += Wide::kLanes) {
         if constexpr (std::is_same_v<Access, Streamed> && kInputs == 1) prefetch(inputs, i);
         forward_at<Wide>(i, inputs, wide_parameter, y, access);
@@ -198,9 +227,9 @@ class Loops {
 
   /// Whole vectors, of which the next are begun before these are finished: that fills the time for
   /// which these wait. Returns how many elements it did.
-  template <class W, class Access>
+  template <class W, class AnyParameter, class Access>
   static CRRELU_INLINE int64_t forward_pipelined(const Sources& inputs,
-                                                 const Parameter<W>& parameter, S* y, int64_t numel,
+                                                 const AnyParameter& parameter, S* y, int64_t numel,
                                                  Access access) {
     if (numel < W::kLanes) return 0;
     int64_t i = 0;
@@ -236,24 +265,24 @@ class Loops {
   }
 
   static void backward(const void* grad_output, const void* const* inputs_,
-                       const void* const* parameter, void* const* grad_inputs, double* sum,
+                       const void* const* numbers, void* const* grad_inputs, double* sum,
                        int64_t numel, bool stream) {
     const auto* g = static_cast<const S*>(grad_output);
     const Sources inputs(inputs_);
     const Targets grads(grad_inputs);
     if (!grads.any) {
-      *sum = backward_run<false, true>(g, inputs, parameter, grads, numel, Cached());
+      *sum = backward_run<false, true>(g, inputs, numbers, grads, numel, Cached());
     } else if (stream && grads.can_stream) {
       if (sum) {
-        *sum = backward_run<true, true>(g, inputs, parameter, grads, numel, Streamed());
+        *sum = backward_run<true, true>(g, inputs, numbers, grads, numel, Streamed());
       } else {
-        backward_run<true, false>(g, inputs, parameter, grads, numel, Streamed());
+        backward_run<true, false>(g, inputs, numbers, grads, numel, Streamed());
       }
       V::stream_fence();
     } else if (sum) {
-      *sum = backward_run<true, true>(g, inputs, parameter, grads, numel, Cached());
+      *sum = backward_run<true, true>(g, inputs, numbers, grads, numel, Cached());
     } else {
-      backward_run<true, false>(g, inputs, parameter, grads, numel, Cached());
+      backward_run<true, false>(g, inputs, numbers, grads, numel, Cached());
     }
   }
 

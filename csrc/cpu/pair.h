@@ -49,6 +49,7 @@ struct Pair {
   using Mask = PairOf<typename V::Mask>;
   static constexpr int kLanes = 2 * V::kLanes;
   static constexpr bool kMendsTwoLn2 = V::kMendsTwoLn2;
+  using Powers = typename V::Powers;
   V a, b;
 
   Pair() = default;
@@ -61,6 +62,11 @@ struct Pair {
   static CRRELU_INLINE auto exp_reduced(Pair power, Pair shifted, Pair r) {
     return pair(V::template exp_reduced<P>(power.a, shifted.a, r.a),
                 V::template exp_reduced<P>(power.b, shifted.b, r.b));
+  }
+  template <Precision P>
+  static CRRELU_INLINE auto exp_reduced(const Powers& powers, Pair power, Pair shifted, Pair r) {
+    return pair(V::template exp_reduced<P>(powers, power.a, shifted.a, r.a),
+                V::template exp_reduced<P>(powers, power.b, shifted.b, r.b));
   }
   template <class Real>
   struct Cubics {

@@ -10,6 +10,7 @@ namespace crrelu {
 namespace {
 
 constexpr float kShifter = 0x1.8p20f;
+constexpr auto kEntries = table_less<8>(kPowers, 0.0f);
 constexpr auto kTable = table<uint32_t, 8, 20>(kPowers);
 constexpr auto kTableLow = table_less<8>(kPowersLow, kShifter * 0x1p-29f);
 
@@ -30,6 +31,10 @@ struct Float32x8 {
     return _mm256_castsi256_ps(
         _mm256_and_si256(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(7)));
   }
+  struct Powers;
+  template <Precision P>
+  static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(const Powers& powers, Float32x8 power,
+                                                             Float32x8 shifted, Float32x8 r);
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 power, Float32x8 shifted,
                                                              Float32x8 r);
@@ -106,6 +111,10 @@ struct Float64x4 {
 
   static CRRELU_INLINE Float64x4 shifter() { return Float64x4(0x1.8p52); }
   static CRRELU_INLINE Float64x4 fraction(Float64x4) { return _mm256_setzero_pd(); }
+  struct Powers;
+  template <Precision P>
+  static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(const Powers& powers, Float64x4 power,
+                                                             Float64x4 shifted, Float64x4 r);
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 power, Float64x4 shifted,
                                                              Float64x4 r);
@@ -224,44 +233,71 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
   return a * power_of_two(half) * power_of_two(whole - half);
 }
 
+/// c * 2^(j/8): the table's entries, and what rounding took from each, as a part of it, and from
+/// 2 ln 2 (powers.h). No table of doubles: a permute of them reaches only two lanes.
+struct Float32x8::Powers {
+  __m256i entries = _mm256_load_si256((const __m256i*)kTable.entries);
+  __m256 lost = _mm256_load_ps(kTableLow.entries);
+
+  Powers() = default;
+  explicit CRRELU_INLINE Powers(float c) {
+    const __m256 power = _mm256_load_ps(kEntries.entries), scale = _mm256_set1_ps(c);
+    const __m256 scaled = _mm256_mul_ps(scale, power);
+    entries = _mm256_add_epi32(
+        entries, _mm256_sub_epi32(_mm256_castps_si256(scaled), _mm256_castps_si256(power)));
+    lost = _mm256_add_ps(lost, _mm256_div_ps(_mm256_fmsub_ps(scale, power, scaled), scaled));
+  }
+};
+struct Float64x4::Powers {
+  __m256d c = _mm256_set1_pd(1);
+
+  Powers() = default;
+  explicit CRRELU_INLINE Powers(double c) : c(_mm256_set1_pd(c)) {}
+};
+
 // The sum with the shifter has the index in its low three bits, which the permutes read, and the
-// whole power above them. No table of doubles: a permute of them reaches only two lanes.
-CRRELU_INLINE Float32x8 high_part(Float32x8 power) {
+// whole power above them.
+CRRELU_INLINE Float32x8 high_part(const Float32x8::Powers& powers, Float32x8 power) {
   const __m256i n = _mm256_castps_si256(power.v);
-  const __m256i entry =
-      _mm256_permutevar8x32_epi32(_mm256_load_si256((const __m256i*)kTable.entries), n);
+  const __m256i entry = _mm256_permutevar8x32_epi32(powers.entries, n);
   return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(n, 20)));
 }
 
-/// What rounding took from the entry, as a part, and from 2 ln 2 (powers.h).
-CRRELU_INLINE Float32x8 lost(Float32x8 shifted) {
+/// What rounding took, as a part.
+CRRELU_INLINE Float32x8 lost(const Float32x8::Powers& powers, Float32x8 shifted) {
   const __m256i n = _mm256_castps_si256(shifted.v);
-  const Float32x8 entry = _mm256_permutevar8x32_ps(_mm256_load_ps(kTableLow.entries), n);
+  const Float32x8 entry = _mm256_permutevar8x32_ps(powers.lost, n);
   return entry + Float32x8(_mm256_castsi256_ps(_mm256_sub_epi32(n, _mm256_set1_epi32(29 << 23))));
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
+CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(const Powers& powers,
+                                                               Float32x8 power, Float32x8 shifted,
                                                                Float32x8 r) {
-  const Float32x8 high = high_part(power);
+  const Float32x8 high = high_part(powers, power);
   if constexpr (P == Precision::kFull) {
     Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));  // 2.4e-10
     p = fma(p, r, Float32x8(0.125f));
     p = fma(p, r, Float32x8(-0.5f));
-    return {high, fma(r, p, lost(shifted))};
+    return {high, fma(r, p, lost(powers, shifted))};
   } else {
     Float32x8 p = fma(r, Float32x8(-0x1.555b7cp-6f), Float32x8(0x1.0007bp-3f));  // 3.8e-8
     p = fma(p, r, Float32x8(-0.5f));
     return fma(high * r, p, high);
   }
 }
+template <Precision P>
+CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
+                                                               Float32x8 r) {
+  return exp_reduced<P>(Powers(), power, shifted, r);
+}
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4,
+CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(const Powers& powers,
+                                                               Float64x4 power, Float64x4,
                                                                Float64x4 r) {
-  const __m256i one = _mm256_castpd_si256(_mm256_set1_pd(1));
-  const Float64x4 high = _mm256_castsi256_pd(
-      _mm256_add_epi64(one, _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
+  const Float64x4 high = _mm256_castsi256_pd(_mm256_add_epi64(
+      _mm256_castpd_si256(powers.c), _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
   Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37), Float64x4(0x1.28a2ca617b969p-32));
   p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));  // 9.9e-18
   p = fma(p, r, Float64x4(0x1.a019a6611cad5p-24));
@@ -273,6 +309,11 @@ CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, 
   p = fma(p, r, Float64x4(0x1.0000000000005p-3));
   p = fma(p, r, Float64x4(-0.5));
   return {high, r * p};
+}
+template <Precision P>
+CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4 shifted,
+                                                               Float64x4 r) {
+  return exp_reduced<P>(Powers(), power, shifted, r);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // 2^(j/16) comes from a table that lives in registers: one permute looks up every lane, which
 // leaves a cubic (float) where a table-free polynomial would need degree 6. The whole power is
 // added to the entry as an integer; far from 0, where that could overflow, scalef applies it. What
-// rounding took from an entry is another permute away.
+// rounding took from an entry is another permute away. The table may be a multiple of that.
 #pragma once
 
 #include "../tabulated.h"
@@ -44,6 +44,11 @@ struct Float32x16 {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_castps_si512(shifted.v), _mm512_set1_epi32(15)));
   }
+  struct Powers;
+  template <Precision P>
+  static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(const Powers& powers,
+                                                              Float32x16 power, Float32x16 shifted,
+                                                              Float32x16 r);
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(Float32x16 power, Float32x16 shifted,
                                                               Float32x16 r);
@@ -152,6 +157,10 @@ struct Float64x8 {
     return _mm512_castsi512_pd(
         _mm512_and_si512(_mm512_castpd_si512(shifted.v), _mm512_set1_epi64(15)));
   }
+  struct Powers;
+  template <Precision P>
+  static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(const Powers& powers, Float64x8 power,
+                                                             Float64x8 shifted, Float64x8 r);
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(Float64x8 power, Float64x8 shifted,
                                                              Float64x8 r);
@@ -273,55 +282,101 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
   return _mm512_castsi512_pd(_mm512_max_epu64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)));
 }
 
+/// c * 2^(j/16): the table's entries, and what rounding took from each, as a part of it; of floats
+/// also what it took from 2 ln 2 (powers.h).
+struct Float32x16::Powers {
+  __m512i entries = _mm512_load_si512(kTable.entries);
+  __m512 lost = _mm512_load_ps(kTableLow.entries);
+
+  Powers() = default;
+  explicit CRRELU_INLINE Powers(float c) {
+    const __m512 power = _mm512_loadu_ps(kPowers), scale = _mm512_set1_ps(c);
+    const __m512 scaled = _mm512_mul_ps(scale, power);
+    entries = _mm512_add_epi32(
+        entries, _mm512_sub_epi32(_mm512_castps_si512(scaled), _mm512_castps_si512(power)));
+    lost = _mm512_add_ps(lost, _mm512_div_ps(_mm512_fmsub_ps(scale, power, scaled), scaled));
+  }
+};
+struct Float64x8::Powers {
+  __m512i entries[2];
+  __m512d lost[2];
+
+  CRRELU_INLINE Powers() {
+    for (int k = 0; k < 2; ++k) {
+      entries[k] = _mm512_load_si512(kTable64.entries + 8 * k);
+      lost[k] = _mm512_loadu_pd(kPowersLow64 + 8 * k);
+    }
+  }
+  explicit CRRELU_INLINE Powers(double c) : Powers() {
+    for (int k = 0; k < 2; ++k) {
+      const __m512d power = _mm512_loadu_pd(kPowers64 + 8 * k), scale = _mm512_set1_pd(c);
+      const __m512d scaled = _mm512_mul_pd(scale, power);
+      entries[k] = _mm512_add_epi64(
+          entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled), _mm512_castpd_si512(power)));
+      lost[k] =
+          _mm512_add_pd(lost[k], _mm512_div_pd(_mm512_fmsub_pd(scale, power, scaled), scaled));
+    }
+  }
+};
+
 // The sum with the shifter has the index in its low four bits, which the permutes read, and the
 // whole power above them.
-CRRELU_INLINE Float32x16 high_part(Float32x16 power) {
+CRRELU_INLINE Float32x16 high_part(const Float32x16::Powers& powers, Float32x16 power) {
   const __m512i n = _mm512_castps_si512(power.v);
-  const __m512i entry = _mm512_permutexvar_epi32(n, _mm512_load_si512(kTable.entries));
+  const __m512i entry = _mm512_permutexvar_epi32(n, powers.entries);
   return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(n, 19)));
 }
-CRRELU_INLINE Float64x8 high_part(Float64x8 power) {
+CRRELU_INLINE Float64x8 high_part(const Float64x8::Powers& powers, Float64x8 power) {
   const __m512i n = _mm512_castpd_si512(power.v);
-  const __m512i entry = _mm512_permutex2var_epi64(_mm512_load_si512(kTable64.entries), n,
-                                                  _mm512_load_si512(kTable64.entries + 8));
+  const __m512i entry = _mm512_permutex2var_epi64(powers.entries[0], n, powers.entries[1]);
   return _mm512_castsi512_pd(_mm512_add_epi64(entry, _mm512_slli_epi64(n, 48)));
 }
 
-/// What rounding took from the entry, as a part; of floats also what it took from 2 ln 2
-/// (powers.h).
-CRRELU_INLINE Float32x16 lost(Float32x16 shifted) {
+/// What rounding took, as a part.
+CRRELU_INLINE Float32x16 lost(const Float32x16::Powers& powers, Float32x16 shifted) {
   const __m512i n = _mm512_castps_si512(shifted.v);
-  const Float32x16 entry = _mm512_permutexvar_ps(n, _mm512_load_ps(kTableLow.entries));
+  const Float32x16 entry = _mm512_permutexvar_ps(n, powers.lost);
   return entry + Float32x16(_mm512_castsi512_ps(_mm512_sub_epi32(n, _mm512_set1_epi32(29 << 23))));
 }
-CRRELU_INLINE Float64x8 lost(Float64x8 shifted) {
-  return _mm512_permutex2var_pd(_mm512_loadu_pd(kPowersLow64), _mm512_castpd_si512(shifted.v),
-                                _mm512_loadu_pd(kPowersLow64 + 8));
+CRRELU_INLINE Float64x8 lost(const Float64x8::Powers& powers, Float64x8 shifted) {
+  return _mm512_permutex2var_pd(powers.lost[0], _mm512_castpd_si512(shifted.v), powers.lost[1]);
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 power,
+CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(const Powers& powers,
+                                                                 Float32x16 power,
                                                                  Float32x16 shifted, Float32x16 r) {
-  const Float32x16 high = high_part(power);
+  const Float32x16 high = high_part(powers, power);
   if constexpr (P == Precision::kFull) {
     Float32x16 p = fma(r, Float32x16(-0x1.5556ep-6f), Float32x16(0x1.0001ecp-3f));  // 2.4e-9
     p = fma(p, r, Float32x16(-0.5f));
-    return {high, fma(r, p, lost(shifted))};
+    return {high, fma(r, p, lost(powers, shifted))};
   } else {
     const Float32x16 p = fma(r, Float32x16(0x1.000148p-3f), Float32x16(-0x1.00029p-1f));  // 8.7e-7
     return fma(high * r, p, high);
   }
 }
+template <Precision P>
+CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 power,
+                                                                 Float32x16 shifted, Float32x16 r) {
+  return exp_reduced<P>(Powers(), power, shifted, r);
+}
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 power, Float64x8 shifted,
+CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(const Powers& powers,
+                                                               Float64x8 power, Float64x8 shifted,
                                                                Float64x8 r) {
   Float64x8 p = fma(r, Float64x8(0x1.6c17ed5c1f49ep-16), Float64x8(-0x1.11123d01366d4p-12));
   p = fma(p, r, Float64x8(0x1.55555554e93b7p-9));  // 1.4e-17
   p = fma(p, r, Float64x8(-0x1.555555547d216p-6));
   p = fma(p, r, Float64x8(0x1.0000000000001p-3));
   p = fma(p, r, Float64x8(-0x1.0000000000003p-1));
-  return {high_part(power), fma(r, p, lost(shifted))};
+  return {high_part(powers, power), fma(r, p, lost(powers, shifted))};
+}
+template <Precision P>
+CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 power, Float64x8 shifted,
+                                                               Float64x8 r) {
+  return exp_reduced<P>(Powers(), power, shifted, r);
 }
 
 }  // namespace

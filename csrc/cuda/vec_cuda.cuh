@@ -14,6 +14,7 @@ struct Float32x1 {
   using Mask = bool;
   static constexpr int kLanes = 1;
   static constexpr bool kMendsTwoLn2 = false;
+  struct Powers;  // no table
   float v;
 
   Float32x1() = default;

@@ -53,13 +53,14 @@ using Real = typename Arithmetic<S>::type;
 template <class S>
 constexpr bool kIs16Bit = sizeof(S) == 2;
 
-/// The kernels of CRReLU for one stored type, called with its one input.
+/// The kernels of CRReLU for one stored type, called with its one input and epsilon as the only one
+/// of the tensor or as one of many.
 class PlainKernels {
  public:
-  explicit PlainKernels(const Kernels& kernels) : kernels_(kernels) {}
+  PlainKernels(const Kernels& kernels, bool only) : kernels_(kernels), only_(only) {}
 
   void forward(const void* x, const void* epsilon, void* y, int64_t numel, bool stream) const {
-    kernels_.forward(&x, &epsilon, y, numel, stream);
+    kernels_.forward(&x, &epsilon, y, numel, stream, only_);
   }
   void forward_rows(const void* x, const void* epsilon, void* y, int64_t rows, int64_t columns,
                     int64_t stride) const {
@@ -76,11 +77,12 @@ class PlainKernels {
 
  private:
   const Kernels& kernels_;
+  bool only_;
 };
 
 template <class S>
-PlainKernels plain_kernels(const InstructionSet& isa) {
-  return PlainKernels(isa.kernels(Activation::kPlain)[static_cast<int>(Stored<S>::kStorage)]);
+PlainKernels plain_kernels(const InstructionSet& isa, bool only) {
+  return {isa.kernels(Activation::kPlain)[static_cast<int>(Stored<S>::kStorage)], only};
 }
 
 /// The numbers of a 16-bit type in their order: 0 is zero, 1 the smallest positive number, -1 its

@@ -30,9 +30,11 @@ struct Table {
   template <class S>
   void update(const Oracle<S>& oracle) {
     for (size_t i = 0; i < errors.size(); ++i) {
-      const auto kernels = plain_kernels<S>(supported_instruction_sets()[i]);
-      for (size_t j = 0; j < kEpsilons.size(); ++j) {
-        errors[i][j].update(kernels, oracle, kEpsilons[j]);
+      for (const bool only : {true, false}) {
+        const auto kernels = plain_kernels<S>(supported_instruction_sets()[i], only);
+        for (size_t j = 0; j < kEpsilons.size(); ++j) {
+          errors[i][j].update(kernels, oracle, kEpsilons[j]);
+        }
       }
     }
   }

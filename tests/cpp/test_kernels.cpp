@@ -28,9 +28,12 @@ __attribute__((format(printf, 2, 3))) void check(bool passed, const char* format
   va_end(arguments);
 }
 
+/// Whether the parameter is the tensor's only one; every test is run for both.
+bool only;
+
 template <class S>
 PlainKernels kernels() {
-  return plain_kernels<S>(instruction_set());
+  return plain_kernels<S>(instruction_set(), only);
 }
 
 bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof(a)) == 0; }
@@ -154,19 +157,21 @@ struct Elements {
       x.push_back(
           rounded<S>(is_special ? kSpecial[i / 8 % std::size(kSpecial)] : 2 * normal(random)));
       grad_output.push_back(rounded<S>(normal(random)));
-      add(i, epsilon, value, grad_input);
+      add(kernels<S>(), i, epsilon, value, grad_input);
     }
     for (int64_t i = 0; i < kColumns; ++i) epsilons.push_back(normal(random));
+    const auto one_of_many = plain_kernels<S>(instruction_set(), false);
     for (int64_t i = 0; i < kRows * kColumns; ++i) {
-      add(i, epsilons[i % kColumns], row_value, row_grad_input);
+      add(one_of_many, i, epsilons[i % kColumns], row_value, row_grad_input);
     }
   }
 
-  void add(int64_t i, Real<S> e, std::vector<S>& values, std::vector<S>& grads) const {
+  void add(const PlainKernels& k, int64_t i, Real<S> e, std::vector<S>& values,
+           std::vector<S>& grads) const {
     S result;
-    kernels<S>().forward(&x[i], &e, &result, 1, false);
+    k.forward(&x[i], &e, &result, 1, false);
     values.push_back(result);
-    kernels<S>().backward(&grad_output[i], &x[i], &e, &result, nullptr, 1, false);
+    k.backward(&grad_output[i], &x[i], &e, &result, nullptr, 1, false);
     grads.push_back(result);
   }
 };
@@ -457,7 +462,7 @@ void test_form(Activation activation, const char* name, int count_of_inputs) {
       const void* const inputs[] = {x, up};
       void* const wanted[] = {in(grad_xs), in(grad_ups)};
       double sum, sum_alone;
-      k.forward(inputs, parameter, y, numel, false);
+      k.forward(inputs, parameter, y, numel, false, only);
       k.backward(g, inputs, parameter, wanted, &sum, numel, false);
       void* const none[] = {nullptr, nullptr};
       k.backward(g, inputs, parameter, none, &sum_alone, numel, false);
@@ -469,7 +474,7 @@ void test_form(Activation activation, const char* name, int count_of_inputs) {
           return std::memcmp(&alone, static_cast<const S*>(all) + i, sizeof(S)) == 0;
         };
         S value;
-        k.forward(one, parameter, &value, 1, false);
+        k.forward(one, parameter, &value, 1, false, only);
         bool right = same(value, y);
         for (int input = 0; input < count_of_inputs; ++input) {
           S grad;
@@ -507,7 +512,7 @@ void test_agreement(Activation activation, const char* name, std::vector<const v
   for (const int i : {0, 1}) {
     const auto& kernels = i ? scalar : k;
     for (auto* results : {values, grads, grads_of_up}) results[i].resize(kLongest);
-    kernels.forward(inputs, parameter.data(), values[i].data(), kLongest, false);
+    kernels.forward(inputs, parameter.data(), values[i].data(), kLongest, false, only);
     void* const wanted[] = {grads[i].data(), grads_of_up[i].data()};
     double* const sum = activation == Activation::kTabulated ? nullptr : &sums[i];
     kernels.backward(elements.grad_output.data(), inputs, parameter.data(), wanted, sum, kLongest,
@@ -544,13 +549,17 @@ void test_forms() {
 template <class S>
 void test() {
   const auto oracle = sample<S>();
-  test_accuracy(oracle);
-  test_limits<S>();
-  test_neighbours(oracle);
-  test_independence<S>();
-  test_bounds<S>();
-  test_sums<S>();
-  test_forms<S>();
+  for (const bool given : {true, false}) {
+    only = given;
+    std::printf("epsilon is %s\n", only ? "the tensor's only one" : "one of many");
+    test_accuracy(oracle);
+    test_limits<S>();
+    test_neighbours(oracle);
+    test_independence<S>();
+    test_bounds<S>();
+    test_sums<S>();
+    test_forms<S>();
+  }
 }
 
 }  // namespace
