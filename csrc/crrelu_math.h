@@ -160,8 +160,10 @@ struct Epsilon {
   }
 };
 
-/// An epsilon that all elements share, multiplied into the powers that exp(-x^2/2) is made of: with
-/// what is left of each product's rounding that is as exact, and the bump is one product.
+/// An epsilon that all elements share, multiplied once for all into the powers that exp(-x^2/2) is
+/// made of: then the bump is a single product. It is as exact, since what rounding took from an
+/// entry of that table is kept, as ever; but it is rounded elsewhere, so the last bit may be
+/// another.
 template <class V>
 struct SharedEpsilon {
   using real = typename V::real;
@@ -263,7 +265,7 @@ CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const SharedEpsilon<V>& 
   return fma(ldexp(c, of_x), ldexp(rounded(gaussian), g.exponent - of_x), relu);
 }
 
-/// Its value and its derivatives, by x as if u were x but for a constant.
+/// The value and its derivatives, by x as if u were x but for a constant.
 template <Precision P, class V>
 CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
@@ -288,8 +290,8 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
 // value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
 // each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
-// the same for all elements and read by shared(). Where kScales, the value may also be had of a
-// SharedEpsilon, if scales() says so of the numbers: scaled() makes the parameter. Where kBegins,
+// the same for all elements and read by shared(). Of numbers that all elements share the value may
+// be had by a SharedEpsilon, where scales() says so: scaled() makes that parameter. Where kBegins,
 // it may be had in two steps.
 
 /// Two factors, multiplied where they are added up: with one rounding.
@@ -312,7 +314,6 @@ struct Gradients {
 struct CRReLU {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 1;
-  static constexpr bool kScales = true;
   static constexpr bool kBegins = true;
   template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
@@ -371,7 +372,6 @@ struct Placed {
 struct CRReLUPlaced {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 3;
-  static constexpr bool kScales = true;
   static constexpr bool kBegins = false;
   template <class V, class Real = typename V::real>
   using Parameter = Placed<V>;
@@ -382,7 +382,7 @@ struct CRReLUPlaced {
   }
   template <class V, class Real>
   static CRRELU_INLINE bool scales(const Real (&numbers)[3]) {
-    return SharedEpsilon<V>::takes(numbers[0]) && SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
+    return SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
   }
   template <class V, class Real>
   static CRRELU_INLINE Placed<V, SharedEpsilon<V>> scaled(const Real (&numbers)[3]) {

@@ -72,7 +72,6 @@ struct TableOf {
 struct Tabulated {
   static constexpr int kInputs = 1;
   static constexpr int kNumbers = 0;
-  static constexpr bool kScales = false;
   static constexpr bool kBegins = false;
   template <class V, class Real = typename V::real>
   using Parameter = TableOf<V, Real>;

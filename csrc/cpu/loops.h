@@ -57,7 +57,8 @@ class Loops {
     return F::parameter(numbers);
   }
 
-  /// The parameter of all elements, for vectors of any width.
+  // The parameter of all elements, for vectors of any width: as it is, or with epsilon multiplied
+  // into the powers (SharedEpsilon).
   struct AsItIs {
     const void* const* numbers;
     template <class W>
@@ -70,7 +71,7 @@ class Loops {
     explicit InPowers(const void* const* numbers_) {
       for (int k = 0; k < F::kNumbers; ++k) numbers[k] = *static_cast<const Real*>(numbers_[k]);
     }
-    bool allowed() const { return F::template scales<V>(numbers); }
+    bool possible() const { return F::template scales<V>(numbers); }
     template <class W>
     CRRELU_INLINE auto of() const {
       return F::template scaled<W>(numbers);
@@ -180,12 +181,12 @@ class Loops {
 
   static void forward(const void* const* inputs, const void* const* numbers, void* output,
                       int64_t numel, bool stream, bool only) {
-    if constexpr (F::kScales) {
+    auto* y = static_cast<S*>(output);
+    if constexpr (F::kNumbers > 0) {
       const InPowers given(numbers);
-      if (only && given.allowed())
-        return forward_with(given, inputs, static_cast<S*>(output), numel, stream);
+      if (only && given.possible()) return forward_with(given, inputs, y, numel, stream);
     }
-    forward_with(AsItIs{numbers}, inputs, static_cast<S*>(output), numel, stream);
+    forward_with(AsItIs{numbers}, inputs, y, numel, stream);
   }
 
   template <class Given>
