@@ -175,9 +175,10 @@ TOTAL = len(FLOORS) + len(AVX2_FLOORS) * len(AVX2_RIVALS)
 
 
 def measure(floor: Floor, quick: bool) -> Result:
-    """Both sides in turn, some 3 ms or one call each, for as many rounds as fit the time.
+    """Both sides in turn, some 10 ms or one call each, for as many rounds as fit the time.
 
-    That is long beside what a side needs to fill the caches again after the other's turn.
+    That is long beside the millisecond that a side needs to fill the caches again after the other's
+    turn.
     """
     info = crrelu_ext.build_info()
     if not info["native"]:
@@ -185,7 +186,7 @@ def measure(floor: Floor, quick: bool) -> Result:
     operands = make_operands("cpu", floor.dtype, floor.numel)
     calls = floor.ours(operands), floor.theirs(operands)
     once = [min(repeat(call, number=1, repeat=5)) for call in calls]  # also the warm-up
-    numbers = [max(1, round(3e-3 / seconds)) for seconds in once]
+    numbers = [max(1, round(10e-3 / seconds)) for seconds in once]
     times: list[list[float]] = []
     end = perf_counter() + (0.3 if quick else 2.0)
     while len(times) < 7 or perf_counter() < end:

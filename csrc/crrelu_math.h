@@ -125,9 +125,11 @@ struct Constants<float> {
   static constexpr float kLargeExponent = 126.0f;
   static constexpr float kLargeScale = 0x1p-126f;
   static constexpr float kHuge = 0x1p126f;
-  // The epsilons that may be multiplied into the powers: near 0 the products are normal numbers.
-  static constexpr float kLeastScaled = 0x1p-50f, kMostScaled = 0x1p50f;
-  // Farther out so much of an exponent goes to x: so x stays normal, and so does the product.
+  // The epsilons that may be multiplied into the powers: near 0 what comes of these, times the
+  // least r too, is a normal number.
+  static constexpr float kLeastScaled = 0x1p-20f, kMostScaled = 0x1p50f;
+  // Farther out so much of an exponent goes to x: then x is normal, and the rest of the product too
+  // where anything is left of it.
   static constexpr float kExponentOfX = -128.0f;
 };
 

@@ -20,6 +20,10 @@ from .tolerances import NEIGHBOUR, TOLERANCES
 EPSILONS = (0.01, -0.5, -1.69, 1.0)
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
+BEYOND_1 = 0.1
+"""ulp more where epsilon is above 1: there the bump may be the larger term and the sum pass a power
+of two, so that rounding it counts twice. 2.06 is the largest error found in 4e9 random trials."""
+
 SHARED = pytest.mark.parametrize("shared", [True, False], ids=["one_epsilon", "epsilon_each"])
 
 
@@ -44,7 +48,7 @@ def elementwise(x: Tensor, epsilon: Tensor, *, shared: bool) -> Elementwise:
 def assert_within_tolerance(results: Elementwise, formula: Formula, epsilon: float) -> None:
     tolerance = TOLERANCES[results.value.dtype]
     error = error_in_ulps(results.value, formula.value(epsilon))
-    assert error.max() <= tolerance.value
+    assert error.max() <= tolerance.value + (BEYOND_1 if epsilon > 1 else 0)
     error = error_in_ulps(results.input_derivative, formula.input_derivative(epsilon))
     assert error.max() <= tolerance.derivative
     if results.epsilon_derivative is not None:
@@ -146,6 +150,18 @@ def test_any_epsilon(points: dict[torch.dtype, tuple[Tensor, Formula]], epsilon:
         for shared in (True, False):
             results = elementwise(x, parameter, shared=shared)
             assert_within_tolerance(results, formula, parameter.item())
+
+
+@SHARED
+@pytest.mark.parametrize(
+    ("x", "epsilon"),
+    # Where random trials found the largest errors, by either way.
+    [(0.492902845, 9.04591084), (0.985924184, 1.63480842), (2.74846292, 62.6654015)],
+)
+def test_largest_known_errors(device: str, x: float, epsilon: float, shared: bool) -> None:
+    numbers, parameter = torch.tensor([x, x]), torch.tensor([epsilon])
+    results = elementwise(numbers.to(device), parameter.to(device), shared=shared)
+    assert_within_tolerance(results, Formula(exact_numbers(numbers)), parameter.item())
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ for line in ("pass", {calls}):
     exec(line)
     print(len(os.listdir("/proc/self/task")))
 """
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 KERNELS, PYTORCH = "crrelu(input, epsilon)", "torch.sigmoid(input)"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@ON_LINUX
 @pytest.mark.skipif(not crrelu_ext.build_info()["native"], reason="needs the kernels")
 @pytest.mark.skipif(
     "backend: OpenMP" not in torch.__config__.parallel_info(), reason="PyTorch has none"
@@ -36,6 +37,30 @@ def test_threads_are_shared(calls: tuple[str, str]) -> None:
     alone, one, both = map(int, process.stdout.split())
     assert one == alone + 2
     assert both == one
+
+
+VARYING = """
+import os
+import torch
+from crrelu_ext import crrelu
+
+torch.set_num_threads(4)
+small, large, epsilon = torch.empty(2 * 16384), torch.empty(2**20), torch.empty(1)
+seen = set()
+for _ in range(20):
+    torch.sigmoid(large)
+    crrelu(small, epsilon)
+    seen |= set(os.listdir("/proc/self/task"))
+print(len(seen) - len(os.listdir("/proc/self/task")))
+"""
+
+
+@ON_LINUX
+def test_threads_stay() -> None:
+    """Work for fewer threads than there are ends none of them."""
+    command = [sys.executable, "-c", VARYING]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(process.stdout) == 0
 
 
 @pytest.mark.usefixtures("threads")

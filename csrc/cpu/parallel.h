@@ -21,7 +21,8 @@ extern "C" __attribute__((weak)) void GOMP_parallel(void (*body)(void*), void* d
 
 namespace crrelu {
 
-/// f(begin, end) over [0, count), cut into a share for each thread, of no less than `grain`.
+/// f(begin, end), which must not throw, over [0, count): more than `grain` of them are cut into as
+/// many shares, one for each thread at the most.
 template <class F>
 void parallel_for(int64_t count, int64_t grain, const F& f) {
   if (count <= grain) return f(0, count);
@@ -38,7 +39,9 @@ void parallel_for(int64_t count, int64_t grain, const F& f) {
       for (int64_t share; (share = work.taken++) < work.shares;)
         work.f(work.count * share / work.shares, work.count * (share + 1) / work.shares);
     };
-    return GOMP_parallel(body, &work, static_cast<unsigned>(work.shares), 0);
+    // All threads, though there may be fewer shares: where the number changes from region to region
+    // GNU's runtime ends threads and starts others.
+    return GOMP_parallel(body, &work, 0, 0);
   }
 #endif
   // Elsewhere for_each calls at::parallel_for inside libtorch, whatever built that.

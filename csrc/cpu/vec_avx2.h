@@ -236,22 +236,23 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
 /// c * 2^(j/8): the table's entries, and what rounding took from each, as a part of it, and from
 /// 2 ln 2 (powers.h). No table of doubles: a permute of them reaches only two lanes.
 struct Float32x8::Powers {
-  __m256i entries = _mm256_load_si256((const __m256i*)kTable.entries);
-  __m256 lost = _mm256_load_ps(kTableLow.entries);
+  __m256i entries;
+  __m256 lost;
 
-  Powers() = default;
-  explicit CRRELU_INLINE Powers(float c) {
-    const __m256 power = _mm256_load_ps(kEntries.entries), scale = _mm256_set1_ps(c);
-    const __m256 scaled = _mm256_mul_ps(scale, power);
+  CRRELU_INLINE Powers()
+      : entries(_mm256_load_si256((const __m256i*)kTable.entries)),
+        lost(_mm256_load_ps(kTableLow.entries)) {}
+  explicit CRRELU_INLINE Powers(float c) : Powers() {
+    const Float32x8 scale(c), power = load(kEntries.entries), scaled = scale * power;
     entries = _mm256_add_epi32(
-        entries, _mm256_sub_epi32(_mm256_castps_si256(scaled), _mm256_castps_si256(power)));
-    lost = _mm256_add_ps(lost, _mm256_div_ps(_mm256_fmsub_ps(scale, power, scaled), scaled));
+        entries, _mm256_sub_epi32(_mm256_castps_si256(scaled.v), _mm256_castps_si256(power.v)));
+    lost = (Float32x8(lost) + fma(scale, power, -scaled) / scaled).v;
   }
 };
 struct Float64x4::Powers {
-  __m256d c = _mm256_set1_pd(1);
+  __m256d c;
 
-  Powers() = default;
+  CRRELU_INLINE Powers() : c(_mm256_set1_pd(1)) {}
   explicit CRRELU_INLINE Powers(double c) : c(_mm256_set1_pd(c)) {}
 };
 

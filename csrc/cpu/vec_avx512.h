@@ -285,16 +285,16 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
 /// c * 2^(j/16): the table's entries, and what rounding took from each, as a part of it; of floats
 /// also what it took from 2 ln 2 (powers.h).
 struct Float32x16::Powers {
-  __m512i entries = _mm512_load_si512(kTable.entries);
-  __m512 lost = _mm512_load_ps(kTableLow.entries);
+  __m512i entries;
+  __m512 lost;
 
-  Powers() = default;
-  explicit CRRELU_INLINE Powers(float c) {
-    const __m512 power = _mm512_loadu_ps(kPowers), scale = _mm512_set1_ps(c);
-    const __m512 scaled = _mm512_mul_ps(scale, power);
+  CRRELU_INLINE Powers()
+      : entries(_mm512_load_si512(kTable.entries)), lost(_mm512_load_ps(kTableLow.entries)) {}
+  explicit CRRELU_INLINE Powers(float c) : Powers() {
+    const Float32x16 scale(c), power = load(kPowers), scaled = scale * power;
     entries = _mm512_add_epi32(
-        entries, _mm512_sub_epi32(_mm512_castps_si512(scaled), _mm512_castps_si512(power)));
-    lost = _mm512_add_ps(lost, _mm512_div_ps(_mm512_fmsub_ps(scale, power, scaled), scaled));
+        entries, _mm512_sub_epi32(_mm512_castps_si512(scaled.v), _mm512_castps_si512(power.v)));
+    lost = (Float32x16(lost) + fma(scale, power, -scaled) / scaled).v;
   }
 };
 struct Float64x8::Powers {
@@ -309,12 +309,10 @@ struct Float64x8::Powers {
   }
   explicit CRRELU_INLINE Powers(double c) : Powers() {
     for (int k = 0; k < 2; ++k) {
-      const __m512d power = _mm512_loadu_pd(kPowers64 + 8 * k), scale = _mm512_set1_pd(c);
-      const __m512d scaled = _mm512_mul_pd(scale, power);
-      entries[k] = _mm512_add_epi64(
-          entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled), _mm512_castpd_si512(power)));
-      lost[k] =
-          _mm512_add_pd(lost[k], _mm512_div_pd(_mm512_fmsub_pd(scale, power, scaled), scaled));
+      const Float64x8 scale(c), power = load(kPowers64 + 8 * k), scaled = scale * power;
+      entries[k] = _mm512_add_epi64(entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled.v),
+                                                                 _mm512_castpd_si512(power.v)));
+      lost[k] = (Float64x8(lost[k]) + fma(scale, power, -scaled) / scaled).v;
     }
   }
 };
