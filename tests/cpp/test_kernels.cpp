@@ -72,7 +72,8 @@ Oracle<S> sample() {
 
 template <class S>
 std::vector<Real<S>> epsilons() {
-  std::vector<Real<S>> values = {0.01, -0.5, -1.69, 1, 0, 1e-3, 2.24, 37, 1e6, 1e30, -1e38, 1e-30};
+  std::vector<Real<S>> values = {0.01, -0.5, -1.69, 1,    0,     1e-3, 0x1p-20,
+                                 2.24, 37,   1e6,   1e30, -1e38, 1e-30};
   if constexpr (std::is_same_v<S, double>) values.insert(values.end(), {1e300, -1e308, 1e-300});
   return values;
 }
