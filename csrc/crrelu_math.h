@@ -24,7 +24,7 @@
 //     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
 // For cpu/loops.h also
 //     Powers(real c)            the tabulated c * 2^(j/k), and
-//     exp_reduced<P>(powers, power, shifted, r)  c times as much, and
+//     exp_reduced<P>(power, shifted, r, powers)  c times as much, and
 //     kManyRegisters            whether its registers hold two sets of vectors under way.
 #pragma once
 
@@ -256,13 +256,13 @@ CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const SharedEpsilon<V>& 
   const V relu = max(V(0), x);
   if (begun.near) {
     const Reduced<P, V>& g = begun.reduced;
-    const auto gaussian = V::template exp_reduced<P>(epsilon.powers, g.shifted, g.shifted, g.r);
+    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r, epsilon.powers);
     return fma(begun.u, rounded(gaussian), relu);
   }
   const V c = clamp(begun.u);
   const Reduced<P, V> g(c);
   const auto gaussian =
-      V::template exp_reduced<P>(epsilon.powers, V::fraction(g.shifted), g.shifted, g.r);
+      V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r, epsilon.powers);
   const V of_x = max(g.exponent, V(C::kExponentOfX));
   return fma(ldexp(c, of_x), ldexp(rounded(gaussian), g.exponent - of_x), relu);
 }

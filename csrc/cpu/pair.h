@@ -64,9 +64,9 @@ struct Pair {
                 V::template exp_reduced<P>(power.b, shifted.b, r.b));
   }
   template <Precision P>
-  static CRRELU_INLINE auto exp_reduced(const Powers& powers, Pair power, Pair shifted, Pair r) {
-    return pair(V::template exp_reduced<P>(powers, power.a, shifted.a, r.a),
-                V::template exp_reduced<P>(powers, power.b, shifted.b, r.b));
+  static CRRELU_INLINE auto exp_reduced(Pair power, Pair shifted, Pair r, const Powers& powers) {
+    return pair(V::template exp_reduced<P>(power.a, shifted.a, r.a, powers),
+                V::template exp_reduced<P>(power.b, shifted.b, r.b, powers));
   }
   template <class Real>
   struct Cubics {

@@ -31,13 +31,16 @@ struct Float32x8 {
     return _mm256_castsi256_ps(
         _mm256_and_si256(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(7)));
   }
-  struct Powers;
-  template <Precision P>
-  static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(const Powers& powers, Float32x8 power,
-                                                             Float32x8 shifted, Float32x8 r);
+  struct Powers {
+    __m256i entries;
+    __m256 lost;
+    CRRELU_INLINE Powers();
+    explicit CRRELU_INLINE Powers(float c);
+  };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x8> exp_reduced(Float32x8 power, Float32x8 shifted,
-                                                             Float32x8 r);
+                                                             Float32x8 r,
+                                                             const Powers& powers = Powers());
 
   template <class>
   class Cubics;
@@ -111,13 +114,15 @@ struct Float64x4 {
 
   static CRRELU_INLINE Float64x4 shifter() { return Float64x4(0x1.8p52); }
   static CRRELU_INLINE Float64x4 fraction(Float64x4) { return _mm256_setzero_pd(); }
-  struct Powers;
-  template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(const Powers& powers, Float64x4 power,
-                                                             Float64x4 shifted, Float64x4 r);
+  struct Powers {
+    __m256d c;
+    CRRELU_INLINE Powers() : c(_mm256_set1_pd(1)) {}
+    explicit CRRELU_INLINE Powers(double c) : c(_mm256_set1_pd(c)) {}
+  };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 power, Float64x4 shifted,
-                                                             Float64x4 r);
+                                                             Float64x4 r,
+                                                             const Powers& powers = Powers());
 
   template <class>
   class Cubics;
@@ -233,28 +238,17 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
   return a * power_of_two(half) * power_of_two(whole - half);
 }
 
-/// c * 2^(j/8): the table's entries, and what rounding took from each, as a part of it, and from
-/// 2 ln 2 (powers.h). No table of doubles: a permute of them reaches only two lanes.
-struct Float32x8::Powers {
-  __m256i entries;
-  __m256 lost;
-
-  CRRELU_INLINE Powers()
-      : entries(_mm256_load_si256((const __m256i*)kTable.entries)),
-        lost(_mm256_load_ps(kTableLow.entries)) {}
-  explicit CRRELU_INLINE Powers(float c) : Powers() {
-    const Float32x8 scale(c), power = load(kEntries.entries), scaled = scale * power;
-    entries = _mm256_add_epi32(
-        entries, _mm256_sub_epi32(_mm256_castps_si256(scaled.v), _mm256_castps_si256(power.v)));
-    lost = (Float32x8(lost) + fma(scale, power, -scaled) / scaled).v;
-  }
-};
-struct Float64x4::Powers {
-  __m256d c;
-
-  CRRELU_INLINE Powers() : c(_mm256_set1_pd(1)) {}
-  explicit CRRELU_INLINE Powers(double c) : c(_mm256_set1_pd(c)) {}
-};
+// Powers: c * 2^(j/8), the table's entries, and what rounding took from each, as a part of it, and
+// from 2 ln 2 (powers.h). No table of doubles: a permute of them reaches only two lanes.
+CRRELU_INLINE Float32x8::Powers::Powers()
+    : entries(_mm256_load_si256((const __m256i*)kTable.entries)),
+      lost(_mm256_load_ps(kTableLow.entries)) {}
+CRRELU_INLINE Float32x8::Powers::Powers(float c) : Powers() {
+  const Float32x8 scale(c), power = load(kEntries.entries), scaled = scale * power;
+  entries = _mm256_add_epi32(
+      entries, _mm256_sub_epi32(_mm256_castps_si256(scaled.v), _mm256_castps_si256(power.v)));
+  lost = (Float32x8(lost) + fma(scale, power, -scaled) / scaled).v;
+}
 
 // The sum with the shifter has the index in its low three bits, which the permutes read, and the
 // whole power above them.
@@ -272,9 +266,8 @@ CRRELU_INLINE Float32x8 lost(const Float32x8::Powers& powers, Float32x8 shifted)
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(const Powers& powers,
-                                                               Float32x8 power, Float32x8 shifted,
-                                                               Float32x8 r) {
+CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
+                                                               Float32x8 r, const Powers& powers) {
   const Float32x8 high = high_part(powers, power);
   if constexpr (P == Precision::kFull) {
     Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));  // 2.4e-10
@@ -287,16 +280,10 @@ CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(const Powers& pow
     return fma(high * r, p, high);
   }
 }
-template <Precision P>
-CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
-                                                               Float32x8 r) {
-  return exp_reduced<P>(Powers(), power, shifted, r);
-}
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(const Powers& powers,
-                                                               Float64x4 power, Float64x4,
-                                                               Float64x4 r) {
+CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4,
+                                                               Float64x4 r, const Powers& powers) {
   const Float64x4 high = _mm256_castsi256_pd(_mm256_add_epi64(
       _mm256_castpd_si256(powers.c), _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
   Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37), Float64x4(0x1.28a2ca617b969p-32));
@@ -310,11 +297,6 @@ CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(const Powers& pow
   p = fma(p, r, Float64x4(0x1.0000000000005p-3));
   p = fma(p, r, Float64x4(-0.5));
   return {high, r * p};
-}
-template <Precision P>
-CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4 shifted,
-                                                               Float64x4 r) {
-  return exp_reduced<P>(Powers(), power, shifted, r);
 }
 
 }  // namespace

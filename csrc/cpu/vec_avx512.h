@@ -44,14 +44,16 @@ struct Float32x16 {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_castps_si512(shifted.v), _mm512_set1_epi32(15)));
   }
-  struct Powers;
-  template <Precision P>
-  static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(const Powers& powers,
-                                                              Float32x16 power, Float32x16 shifted,
-                                                              Float32x16 r);
+  struct Powers {
+    __m512i entries;
+    __m512 lost;
+    CRRELU_INLINE Powers();
+    explicit CRRELU_INLINE Powers(float c);
+  };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float32x16> exp_reduced(Float32x16 power, Float32x16 shifted,
-                                                              Float32x16 r);
+                                                              Float32x16 r,
+                                                              const Powers& powers = Powers());
 
   template <class>
   class Cubics;
@@ -157,13 +159,16 @@ struct Float64x8 {
     return _mm512_castsi512_pd(
         _mm512_and_si512(_mm512_castpd_si512(shifted.v), _mm512_set1_epi64(15)));
   }
-  struct Powers;
-  template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(const Powers& powers, Float64x8 power,
-                                                             Float64x8 shifted, Float64x8 r);
+  struct Powers {
+    __m512i entries[2];
+    __m512d lost[2];
+    CRRELU_INLINE Powers();
+    explicit CRRELU_INLINE Powers(double c);
+  };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x8> exp_reduced(Float64x8 power, Float64x8 shifted,
-                                                             Float64x8 r);
+                                                             Float64x8 r,
+                                                             const Powers& powers = Powers());
 
   template <class>
   class Cubics;
@@ -282,40 +287,30 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
   return _mm512_castsi512_pd(_mm512_max_epu64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)));
 }
 
-/// c * 2^(j/16): the table's entries, and what rounding took from each, as a part of it; of floats
-/// also what it took from 2 ln 2 (powers.h).
-struct Float32x16::Powers {
-  __m512i entries;
-  __m512 lost;
-
-  CRRELU_INLINE Powers()
-      : entries(_mm512_load_si512(kTable.entries)), lost(_mm512_load_ps(kTableLow.entries)) {}
-  explicit CRRELU_INLINE Powers(float c) : Powers() {
-    const Float32x16 scale(c), power = load(kPowers), scaled = scale * power;
-    entries = _mm512_add_epi32(
-        entries, _mm512_sub_epi32(_mm512_castps_si512(scaled.v), _mm512_castps_si512(power.v)));
-    lost = (Float32x16(lost) + fma(scale, power, -scaled) / scaled).v;
+// Powers: c * 2^(j/16), the table's entries, and what rounding took from each, as a part of it; of
+// floats also what it took from 2 ln 2 (powers.h).
+CRRELU_INLINE Float32x16::Powers::Powers()
+    : entries(_mm512_load_si512(kTable.entries)), lost(_mm512_load_ps(kTableLow.entries)) {}
+CRRELU_INLINE Float32x16::Powers::Powers(float c) : Powers() {
+  const Float32x16 scale(c), power = load(kPowers), scaled = scale * power;
+  entries = _mm512_add_epi32(
+      entries, _mm512_sub_epi32(_mm512_castps_si512(scaled.v), _mm512_castps_si512(power.v)));
+  lost = (Float32x16(lost) + fma(scale, power, -scaled) / scaled).v;
+}
+CRRELU_INLINE Float64x8::Powers::Powers() {
+  for (int k = 0; k < 2; ++k) {
+    entries[k] = _mm512_load_si512(kTable64.entries + 8 * k);
+    lost[k] = _mm512_loadu_pd(kPowersLow64 + 8 * k);
   }
-};
-struct Float64x8::Powers {
-  __m512i entries[2];
-  __m512d lost[2];
-
-  CRRELU_INLINE Powers() {
-    for (int k = 0; k < 2; ++k) {
-      entries[k] = _mm512_load_si512(kTable64.entries + 8 * k);
-      lost[k] = _mm512_loadu_pd(kPowersLow64 + 8 * k);
-    }
+}
+CRRELU_INLINE Float64x8::Powers::Powers(double c) : Powers() {
+  for (int k = 0; k < 2; ++k) {
+    const Float64x8 scale(c), power = load(kPowers64 + 8 * k), scaled = scale * power;
+    entries[k] = _mm512_add_epi64(
+        entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled.v), _mm512_castpd_si512(power.v)));
+    lost[k] = (Float64x8(lost[k]) + fma(scale, power, -scaled) / scaled).v;
   }
-  explicit CRRELU_INLINE Powers(double c) : Powers() {
-    for (int k = 0; k < 2; ++k) {
-      const Float64x8 scale(c), power = load(kPowers64 + 8 * k), scaled = scale * power;
-      entries[k] = _mm512_add_epi64(entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled.v),
-                                                                 _mm512_castpd_si512(power.v)));
-      lost[k] = (Float64x8(lost[k]) + fma(scale, power, -scaled) / scaled).v;
-    }
-  }
-};
+}
 
 // The sum with the shifter has the index in its low four bits, which the permutes read, and the
 // whole power above them.
@@ -341,9 +336,9 @@ CRRELU_INLINE Float64x8 lost(const Float64x8::Powers& powers, Float64x8 shifted)
 }
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(const Powers& powers,
-                                                                 Float32x16 power,
-                                                                 Float32x16 shifted, Float32x16 r) {
+CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 power,
+                                                                 Float32x16 shifted, Float32x16 r,
+                                                                 const Powers& powers) {
   const Float32x16 high = high_part(powers, power);
   if constexpr (P == Precision::kFull) {
     Float32x16 p = fma(r, Float32x16(-0x1.5556ep-6f), Float32x16(0x1.0001ecp-3f));  // 2.4e-9
@@ -354,27 +349,16 @@ CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(const Powers& p
     return fma(high * r, p, high);
   }
 }
-template <Precision P>
-CRRELU_INLINE Significand<P, Float32x16> Float32x16::exp_reduced(Float32x16 power,
-                                                                 Float32x16 shifted, Float32x16 r) {
-  return exp_reduced<P>(Powers(), power, shifted, r);
-}
 
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(const Powers& powers,
-                                                               Float64x8 power, Float64x8 shifted,
-                                                               Float64x8 r) {
+CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 power, Float64x8 shifted,
+                                                               Float64x8 r, const Powers& powers) {
   Float64x8 p = fma(r, Float64x8(0x1.6c17ed5c1f49ep-16), Float64x8(-0x1.11123d01366d4p-12));
   p = fma(p, r, Float64x8(0x1.55555554e93b7p-9));  // 1.4e-17
   p = fma(p, r, Float64x8(-0x1.555555547d216p-6));
   p = fma(p, r, Float64x8(0x1.0000000000001p-3));
   p = fma(p, r, Float64x8(-0x1.0000000000003p-1));
   return {high_part(powers, power), fma(r, p, lost(powers, shifted))};
-}
-template <Precision P>
-CRRELU_INLINE Significand<P, Float64x8> Float64x8::exp_reduced(Float64x8 power, Float64x8 shifted,
-                                                               Float64x8 r) {
-  return exp_reduced<P>(Powers(), power, shifted, r);
 }
 
 }  // namespace

@@ -33,13 +33,15 @@ struct Float64x1 {
 
   static CRRELU_INLINE Float64x1 shifter() { return Float64x1(0x1.8p52); }
   static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
-  struct Powers;
-  template <Precision P>
-  static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(const Powers& powers, Float64x1 power,
-                                                             Float64x1 shifted, Float64x1 r);
+  struct Powers {  // no table of them: c alone
+    double c = 1;
+    Powers() = default;
+    explicit CRRELU_INLINE Powers(double c) : c(c) {}
+  };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 power, Float64x1 shifted,
-                                                             Float64x1 r);
+                                                             Float64x1 r,
+                                                             const Powers& powers = Powers());
 
   template <class Real>
   struct Cubics {
@@ -129,18 +131,10 @@ CRRELU_INLINE Float64x1 ldexp(Float64x1 a, Float64x1 n) {
                    bit_cast<double>((whole - half + 1023) << 52));
 }
 
-/// No table of them: c alone.
-struct Float64x1::Powers {
-  double c = 1;
-
-  Powers() = default;
-  explicit CRRELU_INLINE Powers(double c) : c(c) {}
-};
-
 template <Precision P>
-CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(const Powers& powers,
-                                                               Float64x1 power, Float64x1,
-                                                               Float64x1 reduced) {
+CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 power, Float64x1,
+                                                               Float64x1 reduced,
+                                                               const Powers& powers) {
   const double high =
       bit_cast<double>(bit_cast<uint64_t>(powers.c) + (bit_cast<uint64_t>(power.v) << 52));
   const double r = reduced.v;  // |r| <= ln 2
@@ -166,11 +160,6 @@ CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(const Powers& pow
     p = p * r + 0x1.0000000000005p-3;
     return {Float64x1(high), Float64x1(r * (p * r - 0.5))};
   }
-}
-template <Precision P>
-CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 power, Float64x1 shifted,
-                                                               Float64x1 r) {
-  return exp_reduced<P>(Powers(), power, shifted, r);
 }
 
 }  // namespace
