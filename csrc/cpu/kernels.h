@@ -16,8 +16,8 @@ namespace crrelu {
 /// elements from row to row, and each column has its own numbers.
 struct Kernels {
   /// output[i] = f(inputs[0][i], ...); output may be an input. `stream` writes past the caches: for
-  /// results too large for them. `only`: no other call for this tensor has another parameter; then
-  /// a quicker way may be taken, whose last bits are others than the row form's.
+  /// results too large for them. `only`: no element of the tensor has another parameter; then a
+  /// quicker way may be taken, whose last bit may be another than the row form's.
   void (*forward)(const void* const* inputs, const void* const* parameter, void* output,
                   int64_t numel, bool stream, bool only);
   void (*forward_rows)(const void* const* inputs, const void* const* parameter, void* output,
