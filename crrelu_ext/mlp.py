@@ -65,10 +65,11 @@ class CRReLUMLP(nn.Module):
                 raise TypeError(f"{name} is {width!r}; allowed is an int")
             if width < 1:
                 raise ValueError(f"{name} is {width}; allowed are 1 and more")
+        channels = hidden_features if per_channel else 1
+        act = CRReLU(channels, init, channel_dim=-1, device=device, dtype=dtype)  # checks dtype too
         super().__init__()
         self.fc1 = nn.Linear(in_features, hidden_features, bias, device=device, dtype=dtype)
-        channels = hidden_features if per_channel else 1
-        self.act = CRReLU(channels, init, channel_dim=-1, device=device, dtype=dtype)
+        self.act = act
         self.fc2 = nn.Linear(hidden_features, out_features, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

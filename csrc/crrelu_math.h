@@ -23,8 +23,9 @@
 //                               number, power being shifted or its fraction,
 //     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
 // For cpu/loops.h also
-//     Powers(real c)            the tabulated c * 2^(j/k), and
-//     exp_reduced<P>(power, shifted, r, powers)  c times as much, and
+//     Powers(real c)            the tabulated c * 2^(j/k),
+//     exp_reduced<P>(power, shifted, r, powers)  c times as much,
+//     over_power(a, powers)     a / 2^n, both normal numbers, where 1/2 <= |c| / 2^n < 1, and
 //     kManyRegisters            whether its registers hold two sets of vectors under way.
 #pragma once
 
@@ -163,9 +164,11 @@ struct Epsilon {
 };
 
 /// An epsilon that all elements share, multiplied once for all into the powers that exp(-x^2/2) is
-/// made of: then the bump is a single product. It is as exact, since what rounding took from an
-/// entry of that table is kept, as ever; but it is rounded elsewhere, so the last bit may be
-/// another.
+/// made of: then the bump is a single product. f and df/dx are as exact, since what rounding took
+/// from an entry of that table is kept, as ever; but they are rounded elsewhere, so the last bit
+/// may be another. df/depsilon lacks epsilon, and is rounded once more: its power of two is taken
+/// off again, and the significand, which makes no sum larger and at most halves one, when all is
+/// summed.
 template <class V>
 struct SharedEpsilon {
   using real = typename V::real;
@@ -178,6 +181,13 @@ struct SharedEpsilon {
     using C = Constants<real>;
     const real size = epsilon < 0 ? -epsilon : epsilon;
     return size >= C::kLeastScaled && size <= C::kMostScaled;
+  }
+
+  /// 1/2 to 1, or the negative.
+  static CRRELU_INLINE real significand(real epsilon) {
+    real lanes[V::kLanes];
+    over_power(V(epsilon), SharedEpsilon(epsilon).powers).store(lanes);
+    return lanes[0];
   }
 };
 
@@ -289,12 +299,40 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
       ldexp(c * total(sum(gaussian)), g.exponent)};
 }
 
+/// As above, but epsilon_slope is df/depsilon times epsilon's significand.
+template <Precision P, class V>
+CRRELU_INLINE Point<V> evaluate(V x, V u, const SharedEpsilon<V>& epsilon) {
+  using C = Constants<typename V::real>;
+  const V relu = max(V(0), x);
+  const V step = select(greater(x, V(0)), V(1), V(0));
+  // The bump, and what it is multiplied by: far from 0 that takes most of the bump's exponent.
+  V bump, in_value, in_slope, epsilon_slope;
+  if (all_near(u)) {
+    const Reduced<P, V> g(u);
+    bump = rounded(V::template exp_reduced<P>(g.shifted, g.shifted, g.r, epsilon.powers));
+    epsilon_slope = u * over_power(bump, epsilon.powers);
+    in_value = u;
+    in_slope = one_minus_square(u);
+  } else {
+    const V c = clamp(u);
+    const Reduced<P, V> g(c);
+    const V whole =
+        rounded(V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r, epsilon.powers));
+    const V of_x = max(g.exponent, V(C::kExponentOfX));
+    bump = ldexp(whole, g.exponent - of_x);
+    epsilon_slope = ldexp(c * over_power(whole, epsilon.powers), g.exponent);
+    in_value = ldexp(c, of_x);
+    in_slope = ldexp(one_minus_square(c), of_x);
+  }
+  return {fma(in_value, bump, relu), fma(in_slope, bump, step), epsilon_slope};
+}
+
 // Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
 // value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
 // each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
-// the same for all elements and read by shared(). Of numbers that all elements share the value may
-// be had by a SharedEpsilon, where scales() says so: scaled() makes that parameter. Where kBegins,
-// it may be had in two steps.
+// the same for all elements and read by shared(). Numbers that all elements share may be taken by a
+// SharedEpsilon, where scales() says so: scaled() makes that parameter. Where kBegins, the value
+// may be had in two steps.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -345,9 +383,9 @@ struct CRReLU {
   static CRRELU_INLINE V value(const V (&x)[1], const AnyEpsilon& epsilon) {
     return value(begin<P>(x), epsilon);
   }
-  template <Precision P, class V>
+  template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
-                                                 const Epsilon<V>& epsilon) {
+                                                 const AnyEpsilon& epsilon) {
     const auto f = evaluate<P>(x[0], x[0], epsilon);
     return {{grad_output * f.slope}, {grad_output, f.epsilon_slope}};
   }
@@ -384,7 +422,7 @@ struct CRReLUPlaced {
   }
   template <class V, class Real>
   static CRRELU_INLINE bool scales(const Real (&numbers)[3]) {
-    return SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
+    return SharedEpsilon<V>::takes(numbers[0]) && SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
   }
   template <class V, class Real>
   static CRRELU_INLINE Placed<V, SharedEpsilon<V>> scaled(const Real (&numbers)[3]) {
@@ -395,9 +433,9 @@ struct CRReLUPlaced {
   static CRRELU_INLINE V value(const V (&x)[1], const Placed<V, AnyEpsilon>& at) {
     return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon_by_scale);
   }
-  template <Precision P, class V>
+  template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
-                                                 const Placed<V>& at) {
+                                                 const Placed<V, AnyEpsilon>& at) {
     const auto f = evaluate<P>(x[0], at.standardized(x[0]), at.epsilon);
     return {{grad_output * f.slope}, {grad_output, at.scale * f.epsilon_slope}};
   }
@@ -412,9 +450,9 @@ struct CRReLUGated : CRReLU {
   static CRRELU_INLINE V value(const V (&x)[2], const AnyEpsilon& epsilon) {
     return value_of(x[0], Begun<P, V>(x[0]), epsilon) * x[1];
   }
-  template <Precision P, class V>
+  template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],
-                                                 const Epsilon<V>& epsilon) {
+                                                 const AnyEpsilon& epsilon) {
     const auto f = evaluate<P>(x[0], x[0], epsilon);
     const V grad_value = grad_output * x[1];
     return {{grad_value * f.slope, grad_output * f.value}, {grad_value, f.epsilon_slope}};

@@ -203,6 +203,11 @@ def test_bad_widths(name: str) -> None:
         CRReLUMLP(**widths | {name: 2.5})
 
 
+def test_bad_dtype() -> None:
+    with pytest.raises(TypeError, match=r"dtype is torch\.int8; allowed are float32"):
+        CRReLUMLP(6, 24, dtype=torch.int8)
+
+
 def test_state_dict() -> None:
     """The names that timm's Mlp has."""
     assert list(CRReLUMLP(6, 24).state_dict()) == [

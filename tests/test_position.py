@@ -1,8 +1,8 @@
 """A result depends on its own input alone: not on where it lies, nor on what lies beside it.
 
 All comparisons are of bits, the signs of zeros too; but a NaN is as good as any other. One epsilon
-for all elements lets a kernel take a quicker way to the value than an epsilon for each channel, so
-the last bit may be another then; but it is the same for each way.
+for all elements lets a kernel take a quicker way than an epsilon for each channel, so the last bit
+may be another then; but it is the same for each way.
 """
 
 from __future__ import annotations
@@ -68,9 +68,12 @@ class Alone:
         self.output = torch.cat([results.output for results in each])
         self.grad_input = torch.cat([results.grad_input for results in each])
         two = self.epsilon.repeat(2)
-        self.output_by_channel = torch.cat(
-            [crrelu_ext.crrelu(x.expand(1, 2), two)[0, :1] for x in self.input]
-        )
+        of_two = [
+            evaluate(x.expand(1, 2), two, g.expand(1, 2))
+            for x, g in zip(self.input, self.grad_output, strict=True)
+        ]
+        self.output_by_channel = torch.cat([results.output[0, :1] for results in of_two])
+        self.grad_input_by_channel = torch.cat([results.grad_input[0, :1] for results in of_two])
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,21 @@ def test_small_numbers_beside_large_ones(dtype: torch.dtype, device: str, epsilo
     assert torch.equal(bits(mixed.grad_epsilon[::2]), bits(small.grad_epsilon))
 
 
+@pytest.mark.parametrize("epsilon", [-0.7, 1.99, 3e38])
+def test_term_beside_a_large_number(dtype: torch.dtype, device: str, epsilon: float) -> None:
+    """What an element adds to the gradient of an epsilon that is the only one: the number beside it
+    adds nothing, but decides which way is taken."""
+    # As exact as the terms are, so that its type hides nothing.
+    of = torch.promote_types(dtype, torch.float32)
+    parameter = torch.tensor([epsilon], dtype=of, device=device)
+    for x in torch.linspace(-30, 30, 601 if device == "cpu" else 61):
+        term, mixed = (
+            evaluate(torch.tensor([x, beside], dtype=dtype, device=device), parameter).grad_epsilon
+            for beside in (0, 60)
+        )
+        assert torch.equal(bits(mixed), bits(term)), x
+
+
 @pytest.mark.parametrize("wanted", ["input", "both"])
 @pytest.mark.parametrize(
     ("shape", "channel_dim"),
@@ -217,16 +235,20 @@ def test_epsilon_per_channel(
     channel_dim: int,
     wanted: str,
 ) -> None:
-    """In all layouts, and gradients as with this epsilon for all."""
+    """In all layouts."""
     a = alone(dtype, device)
     index = torch.arange(torch.Size(shape).numel(), device=device).reshape(shape) % len(a.input)
     epsilon = a.epsilon.repeat(shape[channel_dim]).requires_grad_(wanted == "both")
     input = a.input[index].requires_grad_()
     output = crrelu_ext.crrelu(input, epsilon, channel_dim=channel_dim)
     (grad_input,) = torch.autograd.grad(output, input, a.grad_output[index])
-    expected = a.output if shape[channel_dim] == 1 else a.output_by_channel
-    assert torch.equal(bits(output), bits(expected[index]))
-    assert torch.equal(bits(grad_input), bits(a.grad_input[index]))
+    expected = (
+        (a.output, a.grad_input)
+        if shape[channel_dim] == 1
+        else (a.output_by_channel, a.grad_input_by_channel)
+    )
+    assert torch.equal(bits(output), bits(expected[0][index]))
+    assert torch.equal(bits(grad_input), bits(expected[1][index]))
 
 
 @pytest.mark.parametrize("offset", [0, 1, 8])
@@ -262,7 +284,11 @@ def test_large_gradient(alone: Get, dtype: torch.dtype, device: str, channels: i
         a.epsilon.repeat(channels or 1),
         a.grad_output.repeat(repeats)[:numel].reshape(shape),
     )
-    output = a.output if channels is None else a.output_by_channel
+    output, grad_input = (
+        (a.output, a.grad_input)
+        if channels is None
+        else (a.output_by_channel, a.grad_input_by_channel)
+    )
     assert torch.equal(bits(results.output).flatten(), bits(output.repeat(repeats)[:numel]))
-    expected = bits(a.grad_input.repeat(repeats)[:numel])
+    expected = bits(grad_input.repeat(repeats)[:numel])
     assert torch.equal(bits(results.grad_input).flatten(), expected)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -31,9 +32,16 @@ def number(value: float | None) -> str:
 
 
 def table_of(*columns: str, title: str, notes: Sequence[str | None] = ()) -> Table:
-    """An empty table with notes below it."""
+    """An empty table with notes below it; narrow, for a terminal has 80 columns."""
     caption = "\n".join(note for note in notes if note)
-    table = Table(title=title, caption=caption, caption_justify="left")
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

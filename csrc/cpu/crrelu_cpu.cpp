@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <type_traits>
+#include <vector>
 
 #include "../native.h"
 #include "../tabulated.h"
@@ -31,6 +32,8 @@ constexpr int64_t kShortestRun = 128;
 constexpr int64_t kShortestRow = 512;
 /// Partial sums of a column, at the most.
 constexpr int64_t kMostBands = 64;
+/// As many of them, 8 MiB, does a thread keep for its next call.
+constexpr size_t kMostKeptSums = size_t{1} << 20;
 /// Outputs from this size on are written past the caches, which could not keep them.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 /// New outputs from this size on come from fresh pages, which cost more than the arithmetic unless
@@ -264,35 +267,52 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   });
 }
 
-/// On the stack where there are few.
-using Sums = c10::SmallVector<double, 512>;
-
-/// For each channel the slots that its sum is made of: (outer, channels, inner).
+/// For each channel the slots that its sum is made of: (outer, channels, inner). They stay with the
+/// thread from call to call: freed beside the outputs, a block of their size changes where the next
+/// outputs lie, and in one process of four these took fresh pages in every call, tenfold time.
 struct Slots {
-  Sums sums;
+  std::vector<double>& sums;
   int64_t inner;
 
-  Slots(const Plan& plan, bool wanted) {
-    if (plan.rows) {
+  Slots(const Plan& plan, int64_t channels, bool wanted) : sums(kept()) {
+    int64_t count;
+    if (plan.inner == 0) {  // no elements: the layout has one channel, whatever epsilon has
+      inner = 1;
+      count = channels;
+    } else if (plan.rows) {
       inner = plan.inner;  // a band's columns: (repeats, channels, inner)
-      if (wanted) sums.resize((plan.bands() + (plan.rest > 0)) * plan.columns);
+      count = (plan.bands() + (plan.rest > 0)) * plan.columns;
     } else {
-      inner = plan.pieces;
-      if (wanted) sums.resize(plan.runs * plan.pieces);  // a slot for each piece of each run
+      inner = plan.pieces;  // a slot for each piece of each run
+      count = plan.runs * plan.pieces;
     }
+    sums.assign(wanted ? count : 0, 0);
+  }
+  Slots(const Slots&) = delete;
+  ~Slots() {
+    if (sums.capacity() > kMostKeptSums) std::vector<double>().swap(sums);
+  }
+
+ private:
+  static std::vector<double>& kept() {
+    static thread_local std::vector<double> sums;
+    return sums;
   }
 };
 
-/// The gradient of epsilon: its slots added up, in a fixed order.
+/// The gradient of epsilon: its slots added up, in a fixed order, where the first of them are.
 void fold(const Slots& slots, const at::Tensor& folded) {
-  Sums totals(folded.numel(), 0);
-  for (const double* slot = slots.sums.begin(); slot < slots.sums.end();) {
-    for (double& total : totals) {
-      for (int64_t k = 0; k < slots.inner; ++k) total += *slot++;
+  const auto totals = slots.sums.begin(), end = totals + folded.numel();
+  for (auto slot = totals; slot < slots.sums.end();) {
+    const bool first = slot == totals;
+    for (auto total = totals; total < end; ++total) {
+      double sum = first ? 0 : *total;
+      for (int64_t k = 0; k < slots.inner; ++k) sum += *slot++;
+      *total = sum;
     }
   }
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, folded.scalar_type(), "fold", [&] {
-    std::copy(totals.begin(), totals.end(), folded.mutable_data_ptr<scalar_t>());
+    std::copy(totals, end, folded.mutable_data_ptr<scalar_t>());
   });
 }
 
@@ -300,7 +320,7 @@ void fold(const Slots& slots, const at::Tensor& folded) {
 /// is.
 void compute_gradients(Activation activation, const at::Tensor& grad_output, at::TensorList inputs,
                        const Plan& plan, const Numbers& numbers, int64_t channels,
-                       const Addresses<void, kMostInputs>& gx, Sums& sums) {
+                       const Addresses<void, kMostInputs>& gx, std::vector<double>& sums) {
   const auto& input = inputs[0];
   const int64_t numel = input.numel();
   if (numel == 0) return;
@@ -336,7 +356,7 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
       const int64_t at = (run * plan.inner + start) * size;
       kernels.backward(g + at, x.at(at).data(), numbers.at(run % channels).data(), gx.at(at).data(),
                        want_epsilon ? &sums[i] : nullptr, std::min(kChunk, plan.inner - start),
-                       stream);
+                       stream, channels == 1);
     }
   });
 }
@@ -352,8 +372,7 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   // next gradient lies in fresh pages, which take ten times as long as computing it.
   const Plan plan(parameter.layout);
   const Numbers numbers(parameter, plan);
-  // Without elements the layout has one channel, whatever epsilon has.
-  Slots slots(plan, wanted.back() && inputs[0].numel() > 0);
+  const Slots slots(plan, parameter.numbers[0].numel(), wanted.back());
   if (wanted.back()) grads.back() = empty_small(parameter.numbers[0].numel(), parameter.type);
   Addresses<void, kMostInputs> gx;
   for (size_t i = 0; i < inputs.size(); ++i) {

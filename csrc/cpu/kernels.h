@@ -17,7 +17,8 @@ namespace crrelu {
 struct Kernels {
   /// output[i] = f(inputs[0][i], ...); output may be an input. `stream` writes past the caches: for
   /// results too large for them. `only`: no element of the tensor has another parameter; then a
-  /// quicker way may be taken, whose last bit may be another than the row form's.
+  /// quicker way may be taken, whose last bit may be another than the row form's. Both mean the
+  /// same to backward.
   void (*forward)(const void* const* inputs, const void* const* parameter, void* output,
                   int64_t numel, bool stream, bool only);
   void (*forward_rows)(const void* const* inputs, const void* const* parameter, void* output,
@@ -27,7 +28,7 @@ struct Kernels {
   /// df/depsilon, if sum is not null. The order of the sum depends on numel alone. Something must
   /// be wanted.
   void (*backward)(const void* grad_output, const void* const* inputs, const void* const* parameter,
-                   void* const* grad_inputs, double* sum, int64_t numel, bool stream);
+                   void* const* grad_inputs, double* sum, int64_t numel, bool stream, bool only);
   /// sums[column] += that column's sum. Null as above.
   void (*backward_rows)(const void* grad_output, const void* const* inputs,
                         const void* const* parameter, void* const* grad_inputs, double* sums,

@@ -65,6 +65,7 @@ class Loops {
     CRRELU_INLINE Parameter<W> of() const {
       return shared<W>(numbers);
     }
+    double unscaled(double sum) const { return sum; }
   };
   struct InPowers {
     typename V::real numbers[F::kNumbers];
@@ -76,6 +77,7 @@ class Loops {
     CRRELU_INLINE auto of() const {
       return F::template scaled<W>(numbers);
     }
+    double unscaled(double sum) const { return sum / SharedEpsilon<V>::significand(numbers[0]); }
   };
 
   /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
@@ -164,9 +166,9 @@ class Loops {
   }
 
   /// Stores the gradients of the inputs, returns the terms of the parameter's gradient.
-  template <bool kWantInputs, class W, class Access>
+  template <bool kWantInputs, class W, class AnyParameter, class Access>
   static CRRELU_INLINE Product<W> backward_at(int64_t i, const S* g, const Sources& inputs,
-                                              const Parameter<W>& parameter, const Targets& grads,
+                                              const AnyParameter& parameter, const Targets& grads,
                                               Access access) {
     const W grad_output = access.template load<W>(g + i);
     const Inputs<W> in(inputs, i, access);
@@ -265,44 +267,56 @@ class Loops {
     }
   }
 
-  static void backward(const void* grad_output, const void* const* inputs_,
+  static void backward(const void* grad_output, const void* const* inputs,
                        const void* const* numbers, void* const* grad_inputs, double* sum,
-                       int64_t numel, bool stream) {
+                       int64_t numel, bool stream, bool only) {
     const auto* g = static_cast<const S*>(grad_output);
-    const Sources inputs(inputs_);
     const Targets grads(grad_inputs);
+    if constexpr (F::kNumbers > 0) {
+      const InPowers given(numbers);
+      if (only && given.possible())
+        return backward_with(given, g, Sources(inputs), grads, sum, numel, stream);
+    }
+    backward_with(AsItIs{numbers}, g, Sources(inputs), grads, sum, numel, stream);
+  }
+
+  template <class Given>
+  static void backward_with(Given given, const S* g, const Sources inputs, const Targets grads,
+                            double* sum, int64_t numel, bool stream) {
     if (!grads.any) {
-      *sum = backward_run<false, true>(g, inputs, numbers, grads, numel, Cached());
+      *sum = backward_run<false, true>(given, g, inputs, grads, numel, Cached());
     } else if (stream && grads.can_stream) {
       if (sum) {
-        *sum = backward_run<true, true>(g, inputs, numbers, grads, numel, Streamed());
+        *sum = backward_run<true, true>(given, g, inputs, grads, numel, Streamed());
       } else {
-        backward_run<true, false>(g, inputs, numbers, grads, numel, Streamed());
+        backward_run<true, false>(given, g, inputs, grads, numel, Streamed());
       }
       V::stream_fence();
     } else if (sum) {
-      *sum = backward_run<true, true>(g, inputs, numbers, grads, numel, Cached());
+      *sum = backward_run<true, true>(given, g, inputs, grads, numel, Cached());
     } else {
-      backward_run<true, false>(g, inputs, numbers, grads, numel, Cached());
+      backward_run<true, false>(given, g, inputs, grads, numel, Cached());
     }
   }
 
-  template <bool kWantInputs, bool kWantParameter, class Access>
-  static double backward_run(const S* g, const Sources inputs, const void* const* numbers,
-                             const Targets grads, int64_t numel, Access access) {
-    const auto wide_parameter = shared<WideGradients>(numbers);
-    const auto parameter = shared<V>(numbers);
+  template <bool kWantInputs, bool kWantParameter, class Given, class Access>
+  static double backward_run(Given given, const S* g, const Sources inputs, const Targets grads,
+                             int64_t numel, Access access) {
+    const auto wide_parameter = given.template of<WideGradients>();
+    const auto parameter = given.template of<V>();
     double lanes[WideGradients::kLanes] = {};
     for (int64_t i = 0; i < numel;) {
       const int64_t end = numel - i < kBlock ? numel : i + kBlock;
       WideGradients wide_sum(0);
       V sum(0);
       for (; i + WideGradients::kLanes <= end; i += WideGradients::kLanes) {
-        wide_sum = wide_sum + backward_at<kWantInputs>(i, g, inputs, wide_parameter, grads, access);
+        wide_sum = wide_sum + backward_at<kWantInputs, WideGradients>(i, g, inputs, wide_parameter,
+                                                                      grads, access);
       }
       // The last block's tail: absent lanes read zeros and add zeros.
       for (; i < end; i += V::kLanes) {
-        sum = sum + backward_at<kWantInputs>(i, g, inputs, parameter, grads, First{tail(end - i)});
+        const First access{tail(end - i)};
+        sum = sum + backward_at<kWantInputs, V>(i, g, inputs, parameter, grads, access);
       }
       if constexpr (kWantParameter) {
         accumulate(wide_sum, lanes, WideGradients::kLanes);
@@ -311,7 +325,7 @@ class Loops {
     }
     double total = 0;
     for (const double lane : lanes) total += lane;
-    return total;
+    return given.unscaled(total);
   }
 
   static void backward_rows(const void* grad_output, const void* const* inputs_,
@@ -340,7 +354,8 @@ class Loops {
         const auto parameter = of_columns<WideGradients>(numbers, i);
         WideGradients sum(0);
         for (int64_t j = begin + i; j < end; j += stride)
-          sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, InOrder());
+          sum = sum +
+                backward_at<kWantInputs, WideGradients>(j, g, inputs, parameter, grads, InOrder());
         if constexpr (kWantParameter) accumulate(sum, sums + i, WideGradients::kLanes);
       }
       for (; i < columns; i += V::kLanes) {
@@ -348,7 +363,7 @@ class Loops {
         const auto parameter = of_columns<V>(numbers, i, count);
         V sum(0);
         for (int64_t j = begin + i; j < end; j += stride)
-          sum = sum + backward_at<kWantInputs>(j, g, inputs, parameter, grads, First{count});
+          sum = sum + backward_at<kWantInputs, V>(j, g, inputs, parameter, grads, First{count});
         if constexpr (kWantParameter) accumulate(sum, sums + i, count);
       }
     }

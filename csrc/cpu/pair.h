@@ -147,6 +147,10 @@ CRRELU_INLINE Pair<V> floor(Pair<V> x) {
   return {floor(x.a), floor(x.b)};
 }
 template <class V>
+CRRELU_INLINE Pair<V> over_power(Pair<V> x, const typename V::Powers& powers) {
+  return {over_power(x.a, powers), over_power(x.b, powers)};
+}
+template <class V>
 CRRELU_INLINE Pair<V> ldexp(Pair<V> x, Pair<V> n) {
   return {ldexp(x.a, n.a), ldexp(x.b, n.b)};
 }

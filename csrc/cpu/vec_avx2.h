@@ -34,6 +34,7 @@ struct Float32x8 {
   struct Powers {
     __m256i entries;
     __m256 lost;
+    __m256i exponent;
     CRRELU_INLINE Powers();
     explicit CRRELU_INLINE Powers(float c);
   };
@@ -116,8 +117,9 @@ struct Float64x4 {
   static CRRELU_INLINE Float64x4 fraction(Float64x4) { return _mm256_setzero_pd(); }
   struct Powers {
     __m256d c;
-    CRRELU_INLINE Powers() : c(_mm256_set1_pd(1)) {}
-    explicit CRRELU_INLINE Powers(double c) : c(_mm256_set1_pd(c)) {}
+    __m256i exponent;
+    CRRELU_INLINE Powers();
+    explicit CRRELU_INLINE Powers(double c);
   };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x4> exp_reduced(Float64x4 power, Float64x4 shifted,
@@ -239,15 +241,34 @@ CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
 }
 
 // Powers: c * 2^(j/8), the table's entries, and what rounding took from each, as a part of it, and
-// from 2 ln 2 (powers.h). No table of doubles: a permute of them reaches only two lanes.
+// from 2 ln 2 (powers.h); and what the bits of c's exponent are above those of 1/2. No table of
+// doubles: a permute of them reaches only two lanes.
 CRRELU_INLINE Float32x8::Powers::Powers()
     : entries(_mm256_load_si256((const __m256i*)kTable.entries)),
-      lost(_mm256_load_ps(kTableLow.entries)) {}
+      lost(_mm256_load_ps(kTableLow.entries)),
+      exponent(_mm256_setzero_si256()) {}
 CRRELU_INLINE Float32x8::Powers::Powers(float c) : Powers() {
   const Float32x8 scale(c), power = load(kEntries.entries), scaled = scale * power;
   entries = _mm256_add_epi32(
       entries, _mm256_sub_epi32(_mm256_castps_si256(scaled.v), _mm256_castps_si256(power.v)));
   lost = (Float32x8(lost) + fma(scale, power, -scaled) / scaled).v;
+  exponent = _mm256_sub_epi32(
+      _mm256_and_si256(_mm256_castps_si256(scale.v), _mm256_set1_epi32(0x7f800000)),
+      _mm256_set1_epi32(0x3f000000));
+}
+CRRELU_INLINE Float64x4::Powers::Powers()
+    : c(_mm256_set1_pd(1)), exponent(_mm256_setzero_si256()) {}
+CRRELU_INLINE Float64x4::Powers::Powers(double c_) : c(_mm256_set1_pd(c_)) {
+  exponent = _mm256_sub_epi64(
+      _mm256_and_si256(_mm256_castpd_si256(c), _mm256_set1_epi64x(0x7ff0000000000000)),
+      _mm256_set1_epi64x(0x3fe0000000000000));
+}
+
+CRRELU_INLINE Float32x8 over_power(Float32x8 a, const Float32x8::Powers& powers) {
+  return _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(a.v), powers.exponent));
+}
+CRRELU_INLINE Float64x4 over_power(Float64x4 a, const Float64x4::Powers& powers) {
+  return _mm256_castsi256_pd(_mm256_sub_epi64(_mm256_castpd_si256(a.v), powers.exponent));
 }
 
 // The sum with the shifter has the index in its low three bits, which the permutes read, and the

@@ -47,6 +47,7 @@ struct Float32x16 {
   struct Powers {
     __m512i entries;
     __m512 lost;
+    __m512i exponent;
     CRRELU_INLINE Powers();
     explicit CRRELU_INLINE Powers(float c);
   };
@@ -162,6 +163,7 @@ struct Float64x8 {
   struct Powers {
     __m512i entries[2];
     __m512d lost[2];
+    __m512i exponent;
     CRRELU_INLINE Powers();
     explicit CRRELU_INLINE Powers(double c);
   };
@@ -288,16 +290,22 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
 }
 
 // Powers: c * 2^(j/16), the table's entries, and what rounding took from each, as a part of it; of
-// floats also what it took from 2 ln 2 (powers.h).
+// floats also what it took from 2 ln 2 (powers.h); and what the bits of c's exponent are above
+// those of 1/2.
 CRRELU_INLINE Float32x16::Powers::Powers()
-    : entries(_mm512_load_si512(kTable.entries)), lost(_mm512_load_ps(kTableLow.entries)) {}
+    : entries(_mm512_load_si512(kTable.entries)),
+      lost(_mm512_load_ps(kTableLow.entries)),
+      exponent(_mm512_setzero_si512()) {}
 CRRELU_INLINE Float32x16::Powers::Powers(float c) : Powers() {
   const Float32x16 scale(c), power = load(kPowers), scaled = scale * power;
   entries = _mm512_add_epi32(
       entries, _mm512_sub_epi32(_mm512_castps_si512(scaled.v), _mm512_castps_si512(power.v)));
   lost = (Float32x16(lost) + fma(scale, power, -scaled) / scaled).v;
+  exponent = _mm512_sub_epi32(
+      _mm512_and_si512(_mm512_castps_si512(scale.v), _mm512_set1_epi32(0x7f800000)),
+      _mm512_set1_epi32(0x3f000000));
 }
-CRRELU_INLINE Float64x8::Powers::Powers() {
+CRRELU_INLINE Float64x8::Powers::Powers() : exponent(_mm512_setzero_si512()) {
   for (int k = 0; k < 2; ++k) {
     entries[k] = _mm512_load_si512(kTable64.entries + 8 * k);
     lost[k] = _mm512_loadu_pd(kPowersLow64 + 8 * k);
@@ -310,6 +318,16 @@ CRRELU_INLINE Float64x8::Powers::Powers(double c) : Powers() {
         entries[k], _mm512_sub_epi64(_mm512_castpd_si512(scaled.v), _mm512_castpd_si512(power.v)));
     lost[k] = (Float64x8(lost[k]) + fma(scale, power, -scaled) / scaled).v;
   }
+  exponent = _mm512_sub_epi64(
+      _mm512_and_si512(_mm512_castpd_si512(Float64x8(c).v), _mm512_set1_epi64(0x7ff0000000000000)),
+      _mm512_set1_epi64(0x3fe0000000000000));
+}
+
+CRRELU_INLINE Float32x16 over_power(Float32x16 a, const Float32x16::Powers& powers) {
+  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(a.v), powers.exponent));
+}
+CRRELU_INLINE Float64x8 over_power(Float64x8 a, const Float64x8::Powers& powers) {
+  return _mm512_castsi512_pd(_mm512_sub_epi64(_mm512_castpd_si512(a.v), powers.exponent));
 }
 
 // The sum with the shifter has the index in its low four bits, which the permutes read, and the

@@ -33,10 +33,15 @@ struct Float64x1 {
 
   static CRRELU_INLINE Float64x1 shifter() { return Float64x1(0x1.8p52); }
   static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
-  struct Powers {  // no table of them: c alone
+  struct Powers {  // no table of them: c alone, and what its exponent's bits are above those of 1/2
     double c = 1;
+    uint64_t exponent = 0;
     Powers() = default;
-    explicit CRRELU_INLINE Powers(double c) : c(c) {}
+    explicit CRRELU_INLINE Powers(double c)
+        : c(c), exponent((bit_cast<uint64_t>(c) & kExponent) - bit_cast<uint64_t>(0.5)) {}
+
+   private:
+    static constexpr uint64_t kExponent = 0x7ff0000000000000;
   };
   template <Precision P>
   static CRRELU_INLINE Significand<P, Float64x1> exp_reduced(Float64x1 power, Float64x1 shifted,
@@ -129,6 +134,10 @@ CRRELU_INLINE Float64x1 ldexp(Float64x1 a, Float64x1 n) {
   const int64_t whole = static_cast<int64_t>(max(n, Float64x1(-2044)).v), half = whole / 2;
   return Float64x1(a.v * bit_cast<double>((half + 1023) << 52) *
                    bit_cast<double>((whole - half + 1023) << 52));
+}
+
+CRRELU_INLINE Float64x1 over_power(Float64x1 a, const Float64x1::Powers& powers) {
+  return Float64x1(bit_cast<double>(bit_cast<uint64_t>(a.v) - powers.exponent));
 }
 
 template <Precision P>

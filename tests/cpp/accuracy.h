@@ -53,38 +53,6 @@ using Real = typename Arithmetic<S>::type;
 template <class S>
 constexpr bool kIs16Bit = sizeof(S) == 2;
 
-/// The kernels of CRReLU for one stored type, called with its one input and epsilon as the only one
-/// of the tensor or as one of many.
-class PlainKernels {
- public:
-  PlainKernels(const Kernels& kernels, bool only) : kernels_(kernels), only_(only) {}
-
-  void forward(const void* x, const void* epsilon, void* y, int64_t numel, bool stream) const {
-    kernels_.forward(&x, &epsilon, y, numel, stream, only_);
-  }
-  void forward_rows(const void* x, const void* epsilon, void* y, int64_t rows, int64_t columns,
-                    int64_t stride) const {
-    kernels_.forward_rows(&x, &epsilon, y, rows, columns, stride);
-  }
-  void backward(const void* g, const void* x, const void* epsilon, void* gx, double* sum,
-                int64_t numel, bool stream) const {
-    kernels_.backward(g, &x, &epsilon, &gx, sum, numel, stream);
-  }
-  void backward_rows(const void* g, const void* x, const void* epsilon, void* gx, double* sums,
-                     int64_t rows, int64_t columns, int64_t stride) const {
-    kernels_.backward_rows(g, &x, &epsilon, &gx, sums, rows, columns, stride);
-  }
-
- private:
-  const Kernels& kernels_;
-  bool only_;
-};
-
-template <class S>
-PlainKernels plain_kernels(const InstructionSet& isa, bool only) {
-  return {isa.kernels(Activation::kPlain)[static_cast<int>(Stored<S>::kStorage)], only};
-}
-
 /// The numbers of a 16-bit type in their order: 0 is zero, 1 the smallest positive number, -1 its
 /// negative, and so on to infinity; NaN lies behind.
 template <class S>
@@ -220,6 +188,55 @@ double error_of(S result, Wide<S> first, Wide<S> second) {
   }
 }
 
+/// The kernels of CRReLU for one stored type, called with its one input and epsilon as the only one
+/// of the tensor or as one of many.
+class PlainKernels {
+ public:
+  PlainKernels(const Kernels& kernels, bool only) : kernels_(kernels), only_(only) {}
+
+  void forward(const void* x, const void* epsilon, void* y, int64_t numel, bool stream) const {
+    kernels_.forward(&x, &epsilon, y, numel, stream, only_);
+  }
+  void forward_rows(const void* x, const void* epsilon, void* y, int64_t rows, int64_t columns,
+                    int64_t stride) const {
+    kernels_.forward_rows(&x, &epsilon, y, rows, columns, stride);
+  }
+  void backward(const void* g, const void* x, const void* epsilon, void* gx, double* sum,
+                int64_t numel, bool stream) const {
+    kernels_.backward(g, &x, &epsilon, &gx, sum, numel, stream, only_);
+  }
+  void backward_rows(const void* g, const void* x, const void* epsilon, void* gx, double* sums,
+                     int64_t rows, int64_t columns, int64_t stride) const {
+    kernels_.backward_rows(g, &x, &epsilon, &gx, sums, rows, columns, stride);
+  }
+
+  /// Each element's term of epsilon's gradient, for grad_output of ones: an only epsilon's from a
+  /// call for each, those of many as the sums of a row of so many columns.
+  template <class S>
+  std::vector<double> epsilon_slopes(const std::vector<S>& x, Real<S> epsilon) const {
+    const int64_t numel = x.size();
+    const std::vector<S> ones(numel, rounded<S>(1));
+    std::vector<double> sums(numel);
+    if (only_) {
+      for (int64_t i = 0; i < numel; ++i)
+        backward(&ones[i], &x[i], &epsilon, nullptr, &sums[i], 1, false);
+    } else {
+      const std::vector<Real<S>> epsilons(numel, epsilon);
+      backward_rows(ones.data(), x.data(), epsilons.data(), nullptr, sums.data(), 1, numel, numel);
+    }
+    return sums;
+  }
+
+ private:
+  const Kernels& kernels_;
+  bool only_;
+};
+
+template <class S>
+PlainKernels plain_kernels(const InstructionSet& isa, bool only) {
+  return {isa.kernels(Activation::kPlain)[static_cast<int>(Stored<S>::kStorage)], only};
+}
+
 /// f, df/dx and df/depsilon as the kernels compute them, element by element.
 template <class S>
 struct Results {
@@ -231,11 +248,7 @@ struct Results {
     const std::vector<S> ones(numel, rounded<S>(1));
     kernels.forward(x.data(), &epsilon, value.data(), numel, false);
     kernels.backward(ones.data(), x.data(), &epsilon, slope.data(), nullptr, numel, false);
-    // As one row of that many columns, so that each element's term of the sum comes out by itself.
-    const std::vector<Real<S>> epsilons(numel, epsilon);
-    std::vector<double> sums(numel);
-    kernels.backward_rows(ones.data(), x.data(), epsilons.data(), nullptr, sums.data(), 1, numel,
-                          numel);
+    const std::vector<double> sums = kernels.epsilon_slopes(x, epsilon);
     std::transform(sums.begin(), sums.end(), epsilon_slope.begin(), rounded<S>);
   }
 };

@@ -72,9 +72,12 @@ Oracle<S> sample() {
 
 template <class S>
 std::vector<Real<S>> epsilons() {
-  std::vector<Real<S>> values = {0.01, -0.5, -1.69, 1,    0,     1e-3, 0x1p-20,
-                                 2.24, 37,   1e6,   1e30, -1e38, 1e-30};
-  if constexpr (std::is_same_v<S, double>) values.insert(values.end(), {1e300, -1e308, 1e-300});
+  // Among them the least and the largest that may be multiplied into the powers, and significands
+  // next to 2.
+  std::vector<Real<S>> values = {0.01, -0.5, -1.69, 1,      0,    1e-3,  0x1p-20,         1.9999999,
+                                 2.24, 37,   1e6,   0x1p50, 1e30, -1e38, -0x1.fffffep-20, 1e-30};
+  if constexpr (std::is_same_v<S, double>)
+    values.insert(values.end(), {0x1p-400, 0x1p400, 1e300, -1e308, 1e-300});
   return values;
 }
 
@@ -288,6 +291,22 @@ void check_rows(const Elements<S>& elements, const std::vector<double>& sums, in
   holds(x, elements.row_value, "forward_rows in place");
 }
 
+/// The term that epsilon's gradient has of x[at], computed among the others. For those that are
+/// NaN, which makes a NaN of every sum, and those that lack, `filler` stands.
+template <class S>
+double term(const std::vector<S>& x, int64_t at, Real<S> epsilon, double filler) {
+  constexpr int64_t kTogether = 64;  // no kernel looks at more
+  const int64_t begin = at / kTogether * kTogether;
+  std::vector<S> all(kTogether, rounded<S>(filler)), grad_output(kTogether, rounded<S>(0));
+  for (int64_t i = begin; i < std::min<int64_t>(begin + kTogether, x.size()); ++i) {
+    if (!std::isnan(widen(x[i]))) all[i - begin] = x[i];
+  }
+  grad_output[at - begin] = rounded<S>(1);
+  double sum;
+  kernels<S>().backward(grad_output.data(), all.data(), &epsilon, nullptr, &sum, kTogether, false);
+  return sum;
+}
+
 /// Where all of a vector is near 0 the kernels may take a shorter way. Neighbours that bar it, and
 /// NaN, which no comparison notices, change no bit, in whichever lane of which vector they are.
 template <class S>
@@ -297,6 +316,8 @@ void test_neighbours(const Oracle<S>& oracle) {
   const int64_t numel = x.size();
   for (const auto epsilon : epsilons<S>()) {
     const Results<S> alike(kernels<S>(), x, epsilon);
+    std::vector<double> terms;
+    for (const S number : x) terms.push_back(term(std::vector{number}, 0, epsilon, 0));
     // Stretches of elements take turns with as many neighbours, which are first or last.
     for (const int stretch : {1, 4, 8, 16}) {
       for (const bool last : {false, true}) {
@@ -315,6 +336,9 @@ void test_neighbours(const Oracle<S>& oracle) {
                       same(alike.epsilon_slope, results.epsilon_slope),
                   "%s, epsilon %g: the results at %.17g change among %g", Stored<S>::kName,
                   double(epsilon), double(widen(x[i])), neighbour);
+            const double alone = terms[i], among = term(mixed, place(i), epsilon, INFINITY);
+            check(alone == among, "%s, epsilon %g: the term of the sum at %.17g changes among %g",
+                  Stored<S>::kName, double(epsilon), double(widen(x[i])), neighbour);
           }
         }
       }
@@ -464,9 +488,9 @@ void test_form(Activation activation, const char* name, int count_of_inputs) {
       void* const wanted[] = {in(grad_xs), in(grad_ups)};
       double sum, sum_alone;
       k.forward(inputs, parameter, y, numel, false, only);
-      k.backward(g, inputs, parameter, wanted, &sum, numel, false);
+      k.backward(g, inputs, parameter, wanted, &sum, numel, false, only);
       void* const none[] = {nullptr, nullptr};
-      k.backward(g, inputs, parameter, none, &sum_alone, numel, false);
+      k.backward(g, inputs, parameter, none, &sum_alone, numel, false, only);
       check(same_bits(sum, sum_alone), "%s, %s: the sum of %d elements changes with the others",
             Stored<S>::kName, name, int(numel));
       for (int64_t i = 0; i < numel; ++i) {
@@ -481,7 +505,7 @@ void test_form(Activation activation, const char* name, int count_of_inputs) {
           S grad;
           void* alone[] = {nullptr, nullptr};
           alone[input] = &grad;
-          k.backward(g + i, one, parameter, alone, nullptr, 1, false);
+          k.backward(g + i, one, parameter, alone, nullptr, 1, false, only);
           right = right && same(grad, wanted[input]);
         }
         check(right, "%s, %s: element %d of %d is not what it is alone", Stored<S>::kName, name,
@@ -517,7 +541,7 @@ void test_agreement(Activation activation, const char* name, std::vector<const v
     void* const wanted[] = {grads[i].data(), grads_of_up[i].data()};
     double* const sum = activation == Activation::kTabulated ? nullptr : &sums[i];
     kernels.backward(elements.grad_output.data(), inputs, parameter.data(), wanted, sum, kLongest,
-                     false);
+                     false, only);
   }
   for (int64_t i = 0; i < kLongest; ++i) {
     for (auto* results : {values, grads, grads_of_up}) {

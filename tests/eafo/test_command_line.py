@@ -23,6 +23,8 @@ PNG = b"\x89PNG\r\n"
     ("command_line", "picture", "expected"),
     [
         ("improve --activation softplus --density normal(0,1) --steps 2", "improve.png", "0.61288"),
+        # The last column, whole where a terminal has 80 of them.
+        ("improve --activation gelu --steps 2 --step-size 0.001", "improve.png", "1.3e-07"),
         ("improve --activation elu --steps 5 --functions 6", "improve.png", "1.02"),
         ("improve --activation identity --fixed-variance", "improve.png", "stationary"),
         ("worst --density laplace(0,2) --lower 0 --upper 3", "worst.png", "H = 1.09861 nats"),
