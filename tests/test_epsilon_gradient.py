@@ -109,6 +109,21 @@ def test_equal_terms(device: str, shape: tuple[int, ...], channel_dim: int | Non
         assert_sums(grad_epsilon, terms, torch.float32)
 
 
+@pytest.mark.parametrize("epsilon", [0.01, 0.99, -1.99])
+@pytest.mark.parametrize("factor", ["max", "smallest_normal"])
+def test_largest_and_smallest_terms(
+    device: str, dtype: torch.dtype, factor: str, epsilon: float
+) -> None:
+    """Whatever epsilon is multiplied into on the way, no term goes out of range by it."""
+    input = torch.tensor([1, 1, -0.5], dtype=dtype)
+    grad_output = getattr(torch.finfo(dtype), factor) * torch.tensor([1, -0.25, 0.5]).to(dtype)
+    parameter = torch.tensor([epsilon], dtype=torch.promote_types(dtype, torch.float32))
+    grad_epsilon = evaluate(
+        input.to(device), parameter.to(device), grad_output.to(device)
+    ).grad_epsilon
+    assert_sums(grad_epsilon, terms_by_epsilon(input, grad_output, None), dtype)
+
+
 def test_64_mi_elements(threads: None, device: str) -> None:
     """All terms positive, so that no rounding error is made up for by another."""
     numel, period = 64 << 20, 1_048_573  # a prime: the pattern comes to lie everywhere
