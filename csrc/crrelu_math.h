@@ -153,6 +153,7 @@ template <class V>
 struct Epsilon {
   V value, significand, exponent;
 
+  Epsilon() = default;
   explicit CRRELU_INLINE Epsilon(V epsilon) : value(epsilon) {
     using C = Constants<typename V::real>;
     const V size = max(epsilon, -epsilon);
@@ -282,21 +283,25 @@ template <Precision P, class V>
 CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
+  V factor, in_value, in_slope, epsilon_slope;
   if (all_near(u)) {
     const Reduced<P, V> g(u);
     const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
-    return {fma(epsilon.value, times(u, gaussian), relu),
-            fma(epsilon.value, times(one_minus_square(u), sum(gaussian)), step),
-            u * total(sum(gaussian))};
+    factor = epsilon.value;
+    epsilon_slope = u * total(sum(gaussian));
+    in_slope = times(one_minus_square(u), sum(gaussian));
+    in_value = times(u, gaussian);
+  } else {
+    const V c = clamp(u);
+    const Reduced<P, V> g(c);
+    const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
+    const V exponent = g.exponent + epsilon.exponent;
+    factor = epsilon.significand;
+    epsilon_slope = ldexp(c * total(sum(gaussian)), g.exponent);
+    in_slope = ldexp(times(one_minus_square(c), sum(gaussian)), exponent);
+    in_value = ldexp(times(c, gaussian), exponent);
   }
-  const V c = clamp(u);
-  const Reduced<P, V> g(c);
-  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
-  const V exponent = g.exponent + epsilon.exponent;
-  return {
-      fma(epsilon.significand, ldexp(times(c, gaussian), exponent), relu),
-      fma(epsilon.significand, ldexp(times(one_minus_square(c), sum(gaussian)), exponent), step),
-      ldexp(c * total(sum(gaussian)), g.exponent)};
+  return {fma(factor, in_value, relu), fma(factor, in_slope, step), epsilon_slope};
 }
 
 /// As above, but epsilon_slope is df/depsilon times epsilon's significand.
@@ -397,6 +402,7 @@ struct Placed {
   AnyEpsilon epsilon, epsilon_by_scale;
   V location, scale, per_scale;
 
+  Placed() = default;
   template <class Number>
   explicit CRRELU_INLINE Placed(const Number (&numbers)[3])
       : epsilon(numbers[0]),

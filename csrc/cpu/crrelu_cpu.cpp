@@ -166,7 +166,6 @@ struct Plan {
     tile = std::min(columns, kChunk);
     band =
         std::max(ceil_div(kChunk, std::max<int64_t>(1, columns)), ceil_div(full_rows, kMostBands));
-    band = ceil_div(band, 4) * 4;
   }
 
   int64_t bands() const { return ceil_div(full_rows, band); }

@@ -80,11 +80,11 @@ class Loops {
     double unscaled(double sum) const { return sum / SharedEpsilon<V>::significand(numbers[0]); }
   };
 
-  /// Elements between two moves of the partial sums into double: 32 additions to a lane, whose
-  /// rounding errors, were they all of one sign, come to 1e-6 of the sum.
-  static constexpr int64_t kBlock = 32 * WideGradients::kLanes;
-  /// Rows whose sums are added up before they are moved into double.
-  static constexpr int64_t kRows = 4;
+  /// Additions to a partial sum before it is moved into double: their rounding errors, were they
+  /// all of one sign, come to 1e-6 of the sum.
+  static constexpr int64_t kAdditions = 32;
+  /// So many elements of a run, and columns of a matrix that are gone through together.
+  static constexpr int64_t kBlock = kAdditions * WideGradients::kLanes, kTile = 512;
 
   static int tail(int64_t left) { return left < V::kLanes ? static_cast<int>(left) : V::kLanes; }
 
@@ -246,23 +246,39 @@ class Loops {
     return i + W::kLanes;
   }
 
+  /// Some columns, and the parameters of those that fill wide vectors: made once for all rows, and
+  /// few enough to stay in the nearest cache.
+  template <class W>
+  struct Tile {
+    int64_t begin, wide_end, end;
+    Parameter<W> parameters[kTile / W::kLanes];
+
+    CRRELU_INLINE Tile(const void* const* numbers, int64_t begin, int64_t columns)
+        : begin(begin), end(columns - begin < kTile ? columns : begin + kTile) {
+      wide_end = end - (end - begin) % W::kLanes;
+      for (int64_t i = begin; i < wide_end; i += W::kLanes)
+        parameters[(i - begin) / W::kLanes] = of_columns<W>(numbers, i);
+    }
+    CRRELU_INLINE const Parameter<W>& at(int64_t i) const {
+      return parameters[(i - begin) / W::kLanes];
+    }
+  };
+
   static void forward_rows(const void* const* inputs_, const void* const* numbers, void* output,
                            int64_t rows, int64_t columns, int64_t stride) {
     const Sources inputs(inputs_);
     auto* y = static_cast<S*>(output);
-    for (int64_t row = 0; row < rows; row += kRows) {
-      const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
-      int64_t i = 0;
-      for (; i + Wide::kLanes <= columns; i += Wide::kLanes) {
-        const auto parameter = of_columns<Wide>(numbers, i);
-        for (int64_t j = begin + i; j < end; j += stride)
-          forward_at<Wide>(j, inputs, parameter, y, InOrder());
-      }
-      for (; i < columns; i += V::kLanes) {
-        const int count = tail(columns - i);
-        const auto parameter = of_columns<V>(numbers, i, count);
-        for (int64_t j = begin + i; j < end; j += stride)
-          forward_at<V>(j, inputs, parameter, y, First{count});
+    for (int64_t begin = 0; begin < columns; begin += kTile) {
+      const Tile<Wide> tile(numbers, begin, columns);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t at = row * stride;
+        int64_t i = begin;
+        for (; i < tile.wide_end; i += Wide::kLanes)
+          forward_at<Wide>(at + i, inputs, tile.at(i), y, InOrder());
+        for (; i < tile.end; i += V::kLanes) {
+          const First access{tail(tile.end - i)};
+          forward_at<V>(at + i, inputs, of_columns<V>(numbers, i, access.count), y, access);
+        }
       }
     }
   }
@@ -347,24 +363,34 @@ class Loops {
   static void backward_matrix(const S* g, const Sources inputs, const void* const* numbers,
                               const Targets grads, double* sums, int64_t rows, int64_t columns,
                               int64_t stride) {
-    for (int64_t row = 0; row < rows; row += kRows) {
-      const int64_t begin = row * stride, end = (rows - row < kRows ? rows : row + kRows) * stride;
-      int64_t i = 0;
-      for (; i + WideGradients::kLanes <= columns; i += WideGradients::kLanes) {
-        const auto parameter = of_columns<WideGradients>(numbers, i);
-        WideGradients sum(0);
-        for (int64_t j = begin + i; j < end; j += stride)
-          sum = sum +
-                backward_at<kWantInputs, WideGradients>(j, g, inputs, parameter, grads, InOrder());
-        if constexpr (kWantParameter) accumulate(sum, sums + i, WideGradients::kLanes);
-      }
-      for (; i < columns; i += V::kLanes) {
-        const int count = tail(columns - i);
-        const auto parameter = of_columns<V>(numbers, i, count);
-        V sum(0);
-        for (int64_t j = begin + i; j < end; j += stride)
-          sum = sum + backward_at<kWantInputs, V>(j, g, inputs, parameter, grads, First{count});
-        if constexpr (kWantParameter) accumulate(sum, sums + i, count);
+    using W = WideGradients;
+    for (int64_t begin = 0; begin < columns; begin += kTile) {
+      const Tile<W> tile(numbers, begin, columns);
+      for (int64_t row = 0; row < rows;) {
+        const int64_t last = rows - row < kAdditions ? rows : row + kAdditions;
+        typename V::real partial[kTile] = {};
+        for (; row < last; ++row) {
+          const int64_t at = row * stride;
+          int64_t i = begin;
+          for (; i < tile.wide_end; i += W::kLanes) {
+            const auto term =
+                backward_at<kWantInputs, W>(at + i, g, inputs, tile.at(i), grads, InOrder());
+            auto* const sum = partial + (i - begin);
+            if constexpr (kWantParameter) (W::load(sum) + term).store(sum);
+          }
+          for (; i < tile.end; i += V::kLanes) {
+            const First access{tail(tile.end - i)};
+            const auto parameter = of_columns<V>(numbers, i, access.count);
+            const auto term =
+                backward_at<kWantInputs, V>(at + i, g, inputs, parameter, grads, access);
+            auto* const sum = partial + (i - begin);
+            if constexpr (kWantParameter)
+              (V::load(sum, access.count) + term).store(sum, access.count);
+          }
+        }
+        if constexpr (kWantParameter) {
+          for (int64_t i = begin; i < tile.end; ++i) sums[i] += partial[i - begin];
+        }
       }
     }
   }
