@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -28,8 +29,9 @@ namespace {
 constexpr int64_t kChunk = 16384;
 /// Shorter stretches of one epsilon than this are handled as rows, with the epsilons written out.
 constexpr int64_t kShortestRun = 128;
-/// A row is made at least this long by repeating the pattern of epsilons.
-constexpr int64_t kShortestRow = 512;
+/// A row is made at least this long by repeating the pattern of epsilons, and cut into tiles of as
+/// many columns: the longer the bands of rows may be, the fewer are the partial sums.
+constexpr int64_t kShortestRow = 512, kTile = 512;
 /// Partial sums of a column, at the most.
 constexpr int64_t kMostBands = 64;
 /// As many of them, 8 MiB, does a thread keep for its next call.
@@ -163,9 +165,8 @@ struct Plan {
     columns = period * repeats;
     full_rows = columns ? numel / columns : 0;
     rest = numel - full_rows * columns;
-    tile = std::min(columns, kChunk);
-    band =
-        std::max(ceil_div(kChunk, std::max<int64_t>(1, columns)), ceil_div(full_rows, kMostBands));
+    tile = std::min(columns, kTile);
+    band = std::max(ceil_div(kChunk, std::max<int64_t>(1, tile)), ceil_div(full_rows, kMostBands));
   }
 
   int64_t bands() const { return ceil_div(full_rows, band); }
@@ -301,17 +302,17 @@ struct Slots {
 
 /// The gradient of epsilon: its slots added up, in a fixed order, where the first of them are.
 void fold(const Slots& slots, const at::Tensor& folded) {
-  const auto totals = slots.sums.begin(), end = totals + folded.numel();
-  for (auto slot = totals; slot < slots.sums.end();) {
-    const bool first = slot == totals;
-    for (auto total = totals; total < end; ++total) {
-      double sum = first ? 0 : *total;
-      for (int64_t k = 0; k < slots.inner; ++k) sum += *slot++;
-      *total = sum;
-    }
+  double* const sums = slots.sums.data();
+  const int64_t channels = folded.numel(), count = slots.sums.size() / slots.inner;
+  if (slots.inner > 1) {
+    for (int64_t i = 0; i < count; ++i)
+      sums[i] = std::accumulate(sums + i * slots.inner, sums + (i + 1) * slots.inner, 0.0);
+  }
+  for (int64_t i = channels; i < count; i += channels) {
+    for (int64_t channel = 0; channel < channels; ++channel) sums[channel] += sums[i + channel];
   }
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, folded.scalar_type(), "fold", [&] {
-    std::copy(totals, end, folded.mutable_data_ptr<scalar_t>());
+    std::copy_n(sums, channels, folded.mutable_data_ptr<scalar_t>());
   });
 }
 
