@@ -171,10 +171,12 @@ struct Plan {
 
   int64_t bands() const { return ceil_div(full_rows, band); }
   int64_t tiles() const { return ceil_div(columns, tile); }
+  /// Pieces of work to give to a thread at a time.
+  int64_t grain() const {
+    const int64_t numel = rows ? tile * std::min(band, full_rows) : inner;
+    return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, numel));
+  }
 };
-
-/// Pieces of work to give to a thread at a time, each of `numel` elements.
-int64_t grain(int64_t numel) { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, numel)); }
 
 /// The numbers of one row's columns.
 at::Tensor row_of(const at::Tensor& numbers, const Plan& plan) {
@@ -241,7 +243,7 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   const bool stream = x.first[0] != y && numel * size >= kStreamBytes;
 
   if (plan.rows) {
-    parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(plan.bands() * plan.tiles(), plan.grain(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i / plan.tiles() * plan.band, column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
@@ -256,7 +258,7 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
     return;
   }
   const int64_t channels = parameter.layout.channels;
-  parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  parallel_for(plan.runs * plan.pieces, plan.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin, next; i < end; i = next) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       next = std::min(end, (run + 1) * plan.pieces);  // pieces of one run in one go
@@ -331,7 +333,7 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
   const bool stream = numel * size >= kStreamBytes, want_epsilon = !sums.empty();
 
   if (plan.rows) {
-    parallel_for(plan.bands() * plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(plan.bands() * plan.tiles(), plan.grain(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t band = i / plan.tiles(), row = band * plan.band,
                       column = i % plan.tiles() * plan.tile;
@@ -350,7 +352,7 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
     }
     return;
   }
-  parallel_for(plan.runs * plan.pieces, grain(plan.inner), [&](int64_t begin, int64_t end) {
+  parallel_for(plan.runs * plan.pieces, plan.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;

@@ -81,7 +81,7 @@ class Loops {
   };
 
   /// Additions to a partial sum before it is moved into double: their rounding errors, were they
-  /// all of one sign, come to 1e-6 of the sum.
+  /// all of one sign, come to 1e-6 of the sum of like terms, at the worst to 2e-6.
   static constexpr int64_t kAdditions = 32;
   /// So many elements of a run, and columns of a matrix that are gone through together.
   static constexpr int64_t kBlock = kAdditions * WideGradients::kLanes, kTile = 512;
@@ -247,7 +247,7 @@ class Loops {
   }
 
   /// Some columns, and the parameters of those that fill wide vectors: made once for all rows, and
-  /// few enough to stay in the nearest cache.
+  /// few enough to stay in the nearest caches.
   template <class W>
   struct Tile {
     int64_t begin, wide_end, end;
