@@ -295,7 +295,7 @@ CRRELU_INLINE Float64x8 max_bits(Float64x8 a, Float64x8 b) {
 CRRELU_INLINE Float32x16::Powers::Powers()
     : entries(_mm512_load_si512(kTable.entries)),
       lost(_mm512_load_ps(kTableLow.entries)),
-      exponent(_mm512_setzero_si512()) {}
+      exponent(_mm512_set1_epi32(0)) {}
 CRRELU_INLINE Float32x16::Powers::Powers(float c) : Powers() {
   const Float32x16 scale(c), power = load(kPowers), scaled = scale * power;
   entries = _mm512_add_epi32(
@@ -305,7 +305,7 @@ CRRELU_INLINE Float32x16::Powers::Powers(float c) : Powers() {
       _mm512_and_si512(_mm512_castps_si512(scale.v), _mm512_set1_epi32(0x7f800000)),
       _mm512_set1_epi32(0x3f000000));
 }
-CRRELU_INLINE Float64x8::Powers::Powers() : exponent(_mm512_setzero_si512()) {
+CRRELU_INLINE Float64x8::Powers::Powers() : exponent(_mm512_set1_epi32(0)) {
   for (int k = 0; k < 2; ++k) {
     entries[k] = _mm512_load_si512(kTable64.entries + 8 * k);
     lost[k] = _mm512_loadu_pd(kPowersLow64 + 8 * k);
