@@ -283,6 +283,8 @@ template <Precision P, class V>
 CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
+  // One return, or gcc puts the results into memory; and the value last, or nvcc computes two of
+  // the gated rows' exponentials twice for sm_100.
   V factor, in_value, in_slope, epsilon_slope;
   if (all_near(u)) {
     const Reduced<P, V> g(u);

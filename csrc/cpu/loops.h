@@ -83,8 +83,7 @@ class Loops {
   /// Additions to a partial sum before it is moved into double: their rounding errors, were they
   /// all of one sign, come to 1e-6 of the sum of like terms, at the worst to 2e-6.
   static constexpr int64_t kAdditions = 32;
-  /// So many elements of a run, and columns of a matrix that are gone through together.
-  static constexpr int64_t kBlock = kAdditions * WideGradients::kLanes, kTile = 512;
+  static constexpr int64_t kBlock = kAdditions * WideGradients::kLanes;
 
   static int tail(int64_t left) { return left < V::kLanes ? static_cast<int>(left) : V::kLanes; }
 
