@@ -154,6 +154,7 @@ struct Epsilon {
   V value, significand, exponent;
 
   Epsilon() = default;
+  explicit CRRELU_INLINE Epsilon(const V (&numbers)[1]) : Epsilon(numbers[0]) {}
   explicit CRRELU_INLINE Epsilon(V epsilon) : value(epsilon) {
     using C = Constants<typename V::real>;
     const V size = max(epsilon, -epsilon);
@@ -175,9 +176,11 @@ struct SharedEpsilon {
   using real = typename V::real;
   typename V::Powers powers;
 
+  explicit CRRELU_INLINE SharedEpsilon(const real (&numbers)[1]) : SharedEpsilon(numbers[0]) {}
   explicit CRRELU_INLINE SharedEpsilon(real epsilon) : powers(epsilon) {}
 
   /// Whether it may be made of this one.
+  static CRRELU_INLINE bool takes(const real (&numbers)[1]) { return takes(numbers[0]); }
   static CRRELU_INLINE bool takes(real epsilon) {
     using C = Constants<real>;
     const real size = epsilon < 0 ? -epsilon : epsilon;
@@ -246,55 +249,24 @@ CRRELU_INLINE V one_minus_square(V x) {
   return fma(-x, x, V(1));
 }
 
-/// max(0, x) + epsilon * u * exp(-u^2/2)
-template <Precision P, class V>
-CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
-  const V relu = max(V(0), x);
-  if (begun.near) {
-    const Reduced<P, V>& g = begun.reduced;
-    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
-    return fma(epsilon.value, times(begun.u, gaussian), relu);
-  }
-  const V c = clamp(begun.u);
-  const Reduced<P, V> g(c);
-  const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
-  return fma(epsilon.significand, ldexp(times(c, gaussian), g.exponent + epsilon.exponent), relu);
-}
-
-template <Precision P, class V>
-CRRELU_INLINE V value_of(V x, const Begun<P, V>& begun, const SharedEpsilon<V>& epsilon) {
-  using C = Constants<typename V::real>;
-  const V relu = max(V(0), x);
-  if (begun.near) {
-    const Reduced<P, V>& g = begun.reduced;
-    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r, epsilon.powers);
-    return fma(begun.u, rounded(gaussian), relu);
-  }
-  const V c = clamp(begun.u);
-  const Reduced<P, V> g(c);
-  const auto gaussian =
-      V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r, epsilon.powers);
-  const V of_x = max(g.exponent, V(C::kExponentOfX));
-  return fma(ldexp(c, of_x), ldexp(rounded(gaussian), g.exponent - of_x), relu);
-}
-
 /// The value and its derivatives, by x as if u were x but for a constant.
 template <Precision P, class V>
-CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
+CRRELU_INLINE Point<V> evaluate(V x, const Begun<P, V>& begun, const Epsilon<V>& epsilon) {
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
   // One return, or gcc puts the results into memory; and the value last, or nvcc computes two of
   // the gated rows' exponentials twice for sm_100.
   V factor, in_value, in_slope, epsilon_slope;
-  if (all_near(u)) {
-    const Reduced<P, V> g(u);
+  if (begun.near) {
+    const V u = begun.u;
+    const Reduced<P, V>& g = begun.reduced;
     const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
     factor = epsilon.value;
     epsilon_slope = u * total(sum(gaussian));
     in_slope = times(one_minus_square(u), sum(gaussian));
     in_value = times(u, gaussian);
   } else {
-    const V c = clamp(u);
+    const V c = clamp(begun.u);
     const Reduced<P, V> g(c);
     const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
     const V exponent = g.exponent + epsilon.exponent;
@@ -308,20 +280,21 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, const Epsilon<V>& epsilon) {
 
 /// As above, but epsilon_slope is df/depsilon times epsilon's significand.
 template <Precision P, class V>
-CRRELU_INLINE Point<V> evaluate(V x, V u, const SharedEpsilon<V>& epsilon) {
+CRRELU_INLINE Point<V> evaluate(V x, const Begun<P, V>& begun, const SharedEpsilon<V>& epsilon) {
   using C = Constants<typename V::real>;
   const V relu = max(V(0), x);
   const V step = select(greater(x, V(0)), V(1), V(0));
   // The bump, and what it is multiplied by: far from 0 that takes most of the bump's exponent.
   V bump, in_value, in_slope, epsilon_slope;
-  if (all_near(u)) {
-    const Reduced<P, V> g(u);
+  if (begun.near) {
+    const V u = begun.u;
+    const Reduced<P, V>& g = begun.reduced;
     bump = rounded(V::template exp_reduced<P>(g.shifted, g.shifted, g.r, epsilon.powers));
     epsilon_slope = u * over_power(bump, epsilon.powers);
     in_value = u;
     in_slope = one_minus_square(u);
   } else {
-    const V c = clamp(u);
+    const V c = clamp(begun.u);
     const Reduced<P, V> g(c);
     const V whole =
         rounded(V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r, epsilon.powers));
@@ -334,12 +307,11 @@ CRRELU_INLINE Point<V> evaluate(V x, V u, const SharedEpsilon<V>& epsilon) {
   return {fma(in_value, bump, relu), fma(in_slope, bump, step), epsilon_slope};
 }
 
-// Activations, as the loops of every backend take them: of kInputs tensors and a parameter, the
-// value, and the gradients by the chain rule. The parameter is made of kNumbers numbers, of which
-// each channel may have its own; the first, epsilon, has a gradient. Or, where kNumbers is 0, it is
-// the same for all elements and read by shared(). Numbers that all elements share may be taken by a
-// SharedEpsilon, where scales() says so: scaled() makes that parameter. Where kBegins, the value
-// may be had in two steps.
+// Activations, as the loops of every backend take them: of kInputs tensors and a Parameter, the
+// value, and the gradients by the chain rule. The Parameter is made of kNumbers numbers, of which
+// each channel may have its own; the first, epsilon, has a gradient. Numbers that all elements
+// share may make a Shared instead, if that takes them. Where kNumbers is 0, the Parameter is the
+// same for all elements and made of a table. Where kBegins, the value may be had in two steps.
 
 /// Two factors, multiplied where they are added up: with one rounding.
 template <class V>
@@ -364,19 +336,8 @@ struct CRReLU {
   static constexpr bool kBegins = true;
   template <class V, class Real = typename V::real>
   using Parameter = Epsilon<V>;
-
   template <class V>
-  static CRRELU_INLINE Epsilon<V> parameter(const V (&numbers)[1]) {
-    return Epsilon<V>(numbers[0]);
-  }
-  template <class V, class Real>
-  static CRRELU_INLINE bool scales(const Real (&numbers)[1]) {
-    return SharedEpsilon<V>::takes(numbers[0]);
-  }
-  template <class V, class Real>
-  static CRRELU_INLINE SharedEpsilon<V> scaled(const Real (&numbers)[1]) {
-    return SharedEpsilon<V>(numbers[0]);
-  }
+  using Shared = SharedEpsilon<V>;
 
   template <Precision P, class V>
   static CRRELU_INLINE Begun<P, V> begin(const V (&x)[1]) {
@@ -384,7 +345,7 @@ struct CRReLU {
   }
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE V value(const Begun<P, V>& begun, const AnyEpsilon& epsilon) {
-    return value_of(begun.u, begun, epsilon);
+    return evaluate(begun.u, begun, epsilon).value;
   }
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE V value(const V (&x)[1], const AnyEpsilon& epsilon) {
@@ -393,7 +354,7 @@ struct CRReLU {
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const AnyEpsilon& epsilon) {
-    const auto f = evaluate<P>(x[0], x[0], epsilon);
+    const auto f = evaluate(x[0], Begun<P, V>(x[0]), epsilon);
     return {{grad_output * f.slope}, {grad_output, f.epsilon_slope}};
   }
 };
@@ -413,6 +374,10 @@ struct Placed {
         scale(numbers[2]),
         per_scale(V(1) / scale) {}
 
+  template <class Number>
+  static CRRELU_INLINE bool takes(const Number (&numbers)[3]) {
+    return AnyEpsilon::takes(numbers[0]) && AnyEpsilon::takes(numbers[0] * numbers[2]);
+  }
   CRRELU_INLINE V standardized(V x) const { return (x - location) * per_scale; }
 };
 
@@ -423,28 +388,17 @@ struct CRReLUPlaced {
   static constexpr bool kBegins = false;
   template <class V, class Real = typename V::real>
   using Parameter = Placed<V>;
-
   template <class V>
-  static CRRELU_INLINE Placed<V> parameter(const V (&numbers)[3]) {
-    return Placed<V>(numbers);
-  }
-  template <class V, class Real>
-  static CRRELU_INLINE bool scales(const Real (&numbers)[3]) {
-    return SharedEpsilon<V>::takes(numbers[0]) && SharedEpsilon<V>::takes(numbers[0] * numbers[2]);
-  }
-  template <class V, class Real>
-  static CRRELU_INLINE Placed<V, SharedEpsilon<V>> scaled(const Real (&numbers)[3]) {
-    return Placed<V, SharedEpsilon<V>>(numbers);
-  }
+  using Shared = Placed<V, SharedEpsilon<V>>;
 
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE V value(const V (&x)[1], const Placed<V, AnyEpsilon>& at) {
-    return value_of(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon_by_scale);
+    return evaluate(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon_by_scale).value;
   }
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 1> gradients(V grad_output, const V (&x)[1],
                                                  const Placed<V, AnyEpsilon>& at) {
-    const auto f = evaluate<P>(x[0], at.standardized(x[0]), at.epsilon);
+    const auto f = evaluate(x[0], Begun<P, V>(at.standardized(x[0])), at.epsilon);
     return {{grad_output * f.slope}, {grad_output, at.scale * f.epsilon_slope}};
   }
 };
@@ -456,12 +410,12 @@ struct CRReLUGated : CRReLU {
 
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE V value(const V (&x)[2], const AnyEpsilon& epsilon) {
-    return value_of(x[0], Begun<P, V>(x[0]), epsilon) * x[1];
+    return evaluate(x[0], Begun<P, V>(x[0]), epsilon).value * x[1];
   }
   template <Precision P, class V, class AnyEpsilon>
   static CRRELU_INLINE Gradients<V, 2> gradients(V grad_output, const V (&x)[2],
                                                  const AnyEpsilon& epsilon) {
-    const auto f = evaluate<P>(x[0], x[0], epsilon);
+    const auto f = evaluate(x[0], Begun<P, V>(x[0]), epsilon);
     const V grad_value = grad_output * x[1];
     return {{grad_value * f.slope, grad_output * f.value}, {grad_value, f.epsilon_slope}};
   }

@@ -76,11 +76,6 @@ struct Tabulated {
   template <class V, class Real = typename V::real>
   using Parameter = TableOf<V, Real>;
 
-  template <class V, class Real>
-  static CRRELU_INLINE TableOf<V, Real> shared(const Real* table) {
-    return TableOf<V, Real>(table);
-  }
-
   template <Precision P, class V, class Real>
   static CRRELU_INLINE V value(const V (&x)[1], const TableOf<V, Real>& table) {
     if (table.all_inside(x[0])) return Located<V>(x[0], table, kInside).value();

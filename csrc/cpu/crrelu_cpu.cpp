@@ -30,7 +30,7 @@ constexpr int64_t kChunk = 16384;
 /// Shorter stretches of one epsilon than this are handled as rows, with the epsilons written out.
 constexpr int64_t kShortestRun = 128;
 /// A row is made at least this long by repeating the pattern of epsilons.
-constexpr int64_t kShortestRow = kTile;
+constexpr int64_t kShortestRow = kTileColumns;
 /// Partial sums of a column, at the most.
 constexpr int64_t kMostBands = 64;
 /// As many of them, 8 MiB, does a thread keep for its next call.
@@ -164,7 +164,7 @@ struct Plan {
     columns = period * repeats;
     full_rows = columns ? numel / columns : 0;
     rest = numel - full_rows * columns;
-    tile = std::min(columns, kTile);  // narrow, so that bands are long, and partial sums few
+    tile = std::min(columns, kTileColumns);  // narrow, so that bands are long, and partial sums few
     band = std::max(ceil_div(kChunk, std::max<int64_t>(1, tile)), ceil_div(full_rows, kMostBands));
   }
 

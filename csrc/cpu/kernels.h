@@ -41,7 +41,7 @@ inline constexpr int kStorages = 4;
 /// The activations of crrelu_math.h and tabulated.h.
 enum class Activation { kPlain, kGated, kTabulated, kPlaced };
 /// Columns of the row form that are gone through together, one row after the other.
-inline constexpr int64_t kTile = 512;
+inline constexpr int64_t kTileColumns = 512;
 /// At the most: the tensors it is of, and the numbers that its parameter is made of.
 inline constexpr int kMostInputs = 2, kMostNumbers = 3;
 

@@ -36,46 +36,42 @@ class Loops {
   template <class W>
   using Parameter = typename F::template Parameter<W, Real>;
 
-  /// The same one for all elements of a run.
-  template <class W>
-  static CRRELU_INLINE Parameter<W> shared(const void* const* parameter) {
-    if constexpr (F::kNumbers == 0) {
-      return F::template shared<W>(static_cast<const Real*>(parameter[0]));
-    } else {
-      W numbers[F::kNumbers];
-      for (int k = 0; k < F::kNumbers; ++k) numbers[k] = W(*static_cast<const Real*>(parameter[k]));
-      return F::parameter(numbers);
-    }
-  }
-  /// Those of the columns from the i-th on.
+  /// Of the columns from the i-th on.
   template <class W, class... Count>
-  static CRRELU_INLINE Parameter<W> of_columns(const void* const* parameter, int64_t i,
+  static CRRELU_INLINE Parameter<W> of_columns(const void* const* numbers, int64_t i,
                                                Count... count) {
-    W numbers[F::kNumbers];
+    W loaded[F::kNumbers];
     for (int k = 0; k < F::kNumbers; ++k)
-      numbers[k] = W::load(static_cast<const Real*>(parameter[k]) + i, count...);
-    return F::parameter(numbers);
+      loaded[k] = W::load(static_cast<const Real*>(numbers[k]) + i, count...);
+    return Parameter<W>(loaded);
   }
 
-  // The parameter of all elements, for vectors of any width: as it is, or with epsilon multiplied
-  // into the powers (SharedEpsilon).
+  // The parameter of all elements of a run, for vectors of any width.
   struct AsItIs {
     const void* const* numbers;
     template <class W>
     CRRELU_INLINE Parameter<W> of() const {
-      return shared<W>(numbers);
+      if constexpr (F::kNumbers == 0) {
+        return Parameter<W>(static_cast<const Real*>(numbers[0]));
+      } else {
+        W broadcast[F::kNumbers];
+        for (int k = 0; k < F::kNumbers; ++k)
+          broadcast[k] = W(*static_cast<const Real*>(numbers[k]));
+        return Parameter<W>(broadcast);
+      }
     }
     double unscaled(double sum) const { return sum; }
   };
+  // That of all elements of the tensor, with epsilon multiplied into the powers (SharedEpsilon).
   struct InPowers {
     typename V::real numbers[F::kNumbers];
     explicit InPowers(const void* const* numbers_) {
       for (int k = 0; k < F::kNumbers; ++k) numbers[k] = *static_cast<const Real*>(numbers_[k]);
     }
-    bool possible() const { return F::template scales<V>(numbers); }
+    bool possible() const { return F::template Shared<V>::takes(numbers); }
     template <class W>
     CRRELU_INLINE auto of() const {
-      return F::template scaled<W>(numbers);
+      return typename F::template Shared<W>(numbers);
     }
     double unscaled(double sum) const { return sum / SharedEpsilon<V>::significand(numbers[0]); }
   };
@@ -250,10 +246,10 @@ class Loops {
   template <class W>
   struct Tile {
     int64_t begin, wide_end, end;
-    Parameter<W> parameters[kTile / W::kLanes];
+    Parameter<W> parameters[kTileColumns / W::kLanes];
 
     CRRELU_INLINE Tile(const void* const* numbers, int64_t begin, int64_t columns)
-        : begin(begin), end(columns - begin < kTile ? columns : begin + kTile) {
+        : begin(begin), end(columns - begin < kTileColumns ? columns : begin + kTileColumns) {
       wide_end = end - (end - begin) % W::kLanes;
       for (int64_t i = begin; i < wide_end; i += W::kLanes)
         parameters[(i - begin) / W::kLanes] = of_columns<W>(numbers, i);
@@ -267,7 +263,7 @@ class Loops {
                            int64_t rows, int64_t columns, int64_t stride) {
     const Sources inputs(inputs_);
     auto* y = static_cast<S*>(output);
-    for (int64_t begin = 0; begin < columns; begin += kTile) {
+    for (int64_t begin = 0; begin < columns; begin += kTileColumns) {
       const Tile<Wide> tile(numbers, begin, columns);
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t at = row * stride;
@@ -363,11 +359,11 @@ class Loops {
                               const Targets grads, double* sums, int64_t rows, int64_t columns,
                               int64_t stride) {
     using W = WideGradients;
-    for (int64_t begin = 0; begin < columns; begin += kTile) {
+    for (int64_t begin = 0; begin < columns; begin += kTileColumns) {
       const Tile<W> tile(numbers, begin, columns);
       for (int64_t row = 0; row < rows;) {
         const int64_t last = rows - row < kAdditions ? rows : row + kAdditions;
-        typename V::real partial[kTile] = {};
+        typename V::real partial[kTileColumns] = {};
         for (; row < last; ++row) {
           const int64_t at = row * stride;
           int64_t i = begin;

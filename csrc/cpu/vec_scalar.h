@@ -34,9 +34,9 @@ struct Float64x1 {
   static CRRELU_INLINE Float64x1 shifter() { return Float64x1(0x1.8p52); }
   static CRRELU_INLINE Float64x1 fraction(Float64x1) { return Float64x1(0); }
   struct Powers {  // no table of them: c alone, and what its exponent's bits are above those of 1/2
-    double c = 1;
-    uint64_t exponent = 0;
-    Powers() = default;
+    double c;
+    uint64_t exponent;
+    CRRELU_INLINE Powers() : c(1), exponent(0) {}
     explicit CRRELU_INLINE Powers(double c)
         : c(c), exponent((bit_cast<uint64_t>(c) & kExponent) - bit_cast<uint64_t>(0.5)) {}
 

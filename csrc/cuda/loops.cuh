@@ -52,13 +52,13 @@ __device__ __forceinline__ Real<S> number_at(const Operands& operands, int k, in
 template <class F, class S>
 __device__ __forceinline__ Parameter<F, S> parameter_of(const Operands& operands, int64_t channel) {
   if constexpr (F::kNumbers == 0) {
-    return F::template shared<Numbers<S>>(static_cast<const Real<S>*>(operands.numbers[0]));
+    return Parameter<F, S>(static_cast<const Real<S>*>(operands.numbers[0]));
   } else {
     Numbers<S> numbers[F::kNumbers];
 #pragma unroll
     for (int k = 0; k < F::kNumbers; ++k)
       numbers[k] = Numbers<S>(number_at<S>(operands, k, channel));
-    return F::parameter(numbers);
+    return Parameter<F, S>(numbers);
   }
 }
 
@@ -384,7 +384,7 @@ struct Columns {
     Numbers<S> numbers[F::kNumbers];
 #pragma unroll
     for (int k = 0; k < F::kNumbers; ++k) numbers[k] = Numbers<S>::load(values[k]);
-    return F::parameter(numbers);
+    return Parameter<F, S>(numbers);
   }
 };
 
