@@ -29,7 +29,8 @@ STUDY ?= build/study
 STUDY_DYNAMIC ?= build/study-dynamic
 
 .PHONY: help test has-nvcc cuda-installed cuda-check recipes-check gpu gpu-choices study study-dynamic \
-	bench bench-quick exhaustive lint format ctest ctest-aarch64 sdist-check install-matrix matrix clean
+	bench bench-quick exhaustive lint format ctest ctest-aarch64 ctest-clang sdist-check install-matrix \
+	matrix clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +47,7 @@ help:
 	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
 	@echo 'make ctest           C++ test of the torch-free kernels, AVX-512 emulated, and the libtorch example'
 	@echo 'make ctest-aarch64   the C++ test, cross-compiled for aarch64 and run under qemu'
+	@echo 'make ctest-clang     the C++ test, built by clang, with its address and undefined behaviour sanitizers'
 	@echo 'make lint            ruff, mypy, clang-format; make format applies what can be applied'
 	@echo 'make install-matrix  each way to install, in clean environments'
 	@echo 'make sdist-check     of these, the sdist alone'
@@ -150,6 +152,14 @@ ctest-aarch64: $(BUILT)
 		-DCMAKE_CROSSCOMPILING_EMULATOR='qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
 	$(VENV)/bin/cmake --build build/cmake-aarch64 --parallel $(JOBS)
 	$(VENV)/bin/ctest --test-dir build/cmake-aarch64 --output-on-failure
+
+# Another compiler, and what its sanitizers find.
+ctest-clang: $(BUILT)
+	$(VENV)/bin/cmake -S . -B build/cmake-clang -DCMAKE_CXX_COMPILER=clang++ \
+		-DCMAKE_BUILD_TYPE=Debug \
+		-DCMAKE_CXX_FLAGS='-O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
+	$(VENV)/bin/cmake --build build/cmake-clang --parallel $(JOBS) --target test_kernels
+	$(VENV)/bin/ctest --test-dir build/cmake-clang --output-on-failure
 
 install-matrix: $(BUILT)
 	$(PY) -m pytest -v tests/install_matrix.py
