@@ -81,6 +81,8 @@ class Histogram(nn.Module):
     def count(self, input: Tensor) -> None:
         """No forward pass of a module: to get to that takes as long as to count."""
         if self.training and _C is not None:
+            if self.counts.device != self.place.device:  # fully_shard moves buffers past _apply
+                self.follow_place()
             of = count if is_compiling() else _C.count_
             of(input, self.place, self.samples, self.channel_dim, self.counts)
 
@@ -107,7 +109,8 @@ class DynamicActivation(DerivedActivation):
     """A table that an :class:`crrelu_ext.ActivationScheduler` replaces as the network trains.
 
     In training mode each forward pass counts some elements of its input; see :class:`Histogram`,
-    which is the attribute ``histogram``. Without a scheduler the function stays as it is.
+    which is the attribute ``histogram``. Without a scheduler the function stays as it is. The
+    attribute ``error`` is that of the table at the start.
 
     Args:
         activation: where to start: increasing and differentiable, on float64 tensors. None takes

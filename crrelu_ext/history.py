@@ -44,7 +44,8 @@ def plot_history(scheduler: ActivationScheduler, path: str | Path) -> None:
         size.plot(steps, [update.step_size for update in history], **style)
         refused = [update.step for update in history if update.refusal]
         size.plot(refused, [0] * len(refused), "x", color=style["color"])
-        x = torch.linspace(locations[-1] - 4 * scales[-1], locations[-1] + 4 * scales[-1], 400)
+        ends = (locations[-1] - 4 * scales[-1], locations[-1] + 4 * scales[-1])
+        x = torch.linspace(*ends, 400, dtype=torch.float64, device="cpu")
         function.plot(x, _function(scheduler.layers[name], x), **style)
     entropy.set(title="entropy of the output", xlabel="step", ylabel="H, nats")
     place.set(title="the input: location ± scale", xlabel="step", ylabel="x")

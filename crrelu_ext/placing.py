@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crrelu_ext.dynamic import ABOVE, BELOW, BINS, BINS_PER_SCALE, NOT_FINITE, REACH
 
-CENTERS = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS_PER_SCALE - REACH
+CENTERS = (torch.arange(BINS, dtype=torch.float64, device="cpu") + 0.5) / BINS_PER_SCALE - REACH
 """Of the bins, in scales from the location."""
 SAMPLE = 512
 """Quantiles that stand for an input."""
@@ -35,16 +35,16 @@ class Measured:
     """
 
     def __init__(self, channels: int) -> None:
-        self.location = torch.zeros(channels, dtype=torch.float64)
-        self.scale = torch.ones(channels, dtype=torch.float64)
-        self.not_finite = torch.zeros(channels, dtype=torch.float64)
+        self.location = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self.scale = torch.ones(channels, dtype=torch.float64, device="cpu")
+        self.not_finite = torch.zeros(channels, dtype=torch.float64, device="cpu")
 
     def state(self) -> dict[str, Tensor]:
         return {name: t.clone() for name, t in vars(self).items() if isinstance(t, Tensor)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, saved in state.items():
-            getattr(self, name).copy_(saved)
+            setattr(self, name, saved.to(getattr(self, name), copy=True))
 
 
 class Places(Measured):
@@ -52,7 +52,7 @@ class Places(Measured):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.weight = torch.zeros(channels, dtype=torch.float64)
+        self.weight = torch.zeros(channels, dtype=torch.float64, device="cpu")
 
     def follow(self, counts: Tensor, keep: float) -> Tensor:
         """Moves the places to where the input is.
@@ -108,7 +108,7 @@ def sample(masses: Tensor, place: Tensor) -> Tensor:
         (channels, 512); NaN of a channel with too few elements.
     """
     total = masses.sum(-1, keepdim=True)
-    levels = (torch.arange(SAMPLE, dtype=torch.float64) + 0.5) / SAMPLE * total
+    levels = (torch.arange(SAMPLE, dtype=torch.float64, device="cpu") + 0.5) / SAMPLE * total
     cumulative = masses.cumsum(-1)
     bin = torch.searchsorted(cumulative, levels).clamp(max=BINS - 1)
     inside = masses.gather(-1, bin)

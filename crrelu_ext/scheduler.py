@@ -28,7 +28,8 @@ class ActivationScheduler:
     """Moves all dynamic activations of a model at intervals: tables by a small step of EAFO.
 
     ``step()`` stands beside the optimizer's. In the warm-up the histograms find, four times, where
-    each layer's input lies. Then, every so many steps, each :class:`DynamicCRReLU` takes the
+    each layer's input lies; layers that have been trained go on from the place and the function
+    that they have. Then, every so many steps, each :class:`DynamicCRReLU` takes the
     location and scale of its input; and the f of each :class:`DynamicActivation` goes to f + C D,
     where D is the theory's correction for the density measured since, with exponential forgetting,
     projected on eight Hermite functions; or to the nearest function whose slope is nowhere less
@@ -102,6 +103,8 @@ class ActivationScheduler:
         self.step_size, self.trust, self.forgetting = step_size, trust, forgetting
         self.writer = writer
         self.steps = 0
+        for layer in self.layers.values():
+            layer.histogram.counts.zero_()  # of another scheduler's time
         self.history: dict[str, list[Update]] = {name: [] for name in self.layers}
         tables = {n: m for n, m in self.layers.items() if isinstance(m, DynamicActivation)}
         placed = {n: m for n, m in self.layers.items() if isinstance(m, DynamicCRReLU)}
@@ -120,6 +123,9 @@ class ActivationScheduler:
 
     def step(self) -> None:
         """After each of the optimizer's steps."""
+        if self.steps == 0:
+            for kind in self._kinds.values():
+                kind.begin()
         self.steps += 1
         trust = self.trust * (1 - self.steps / self.total)
         if self.steps <= self.warmup:

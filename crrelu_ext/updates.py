@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from crrelu_ext.derived import monotone_slopes
 from crrelu_ext.dynamic import ABOVE, DynamicActivation, DynamicCRReLU, local
 from crrelu_ext.functional import crrelu_at
 from crrelu_ext.placing import Places, sample
+from crrelu_ext.reference import tabulated
 
 if TYPE_CHECKING:
     from crrelu_ext.eafo.streaming import Streams  # needs scipy
@@ -25,7 +27,7 @@ class Update:
     """Of the scheduler, from 1."""
     entropy_before: float | None
     entropy: float | None
-    """None where too little was measured."""
+    """None where too little was measured, or it is infinite."""
     location: float
     scale: float
     """Of the input; the mean over channels that have their own."""
@@ -46,6 +48,14 @@ class Tables:
     ) -> None:
         self.layers, self.streams, self.step_size = layers, streams, step_size
         self.measured, self.absorb = streams, streams.absorb
+
+    def begin(self) -> None:
+        """Takes over what trained layers have."""
+        for i, layer in enumerate(self.layers.values()):
+            place = local(layer.histogram.place).double().cpu()[:, 0]
+            if place.tolist() != [0.0, 1.0]:
+                table = local(layer.table).double().cpu()
+                self.streams.take_over(i, place, partial(tabulated, table=table))
 
     def calibrate(self) -> None:
         self.streams.calibrate()
@@ -94,6 +104,11 @@ class Placed:
         self.layers = layers
         self.channels = [layer.num_parameters for layer in layers.values()]
         self.measured = Places(sum(self.channels))
+
+    def begin(self) -> None:
+        """Takes over what trained layers have."""
+        places = torch.cat([_place(layer) for layer in self.layers.values()], 1)
+        self.measured.location, self.measured.scale = places.double()
 
     def absorb(self, counts: Tensor, keep: float) -> None:
         self.counts, self.keep = counts.double(), keep
@@ -165,16 +180,21 @@ def _epsilons(layer: DynamicCRReLU) -> Tensor:
 
 
 def _entropies(samples: list[Tensor]) -> list[float | None]:
-    """Of each tensor of samples, the mean over its rows; None if all of these have NaN."""
+    """Of each tensor of samples, the mean over its rows; None if all have NaN, or it is infinite.
+
+    It is where outputs coincide, as those of ReLU below 0.
+    """
+    import numpy as np
     from scipy.stats import differential_entropy
 
     known = [y[~y.isnan().any(-1)] for y in samples]
     if not any(map(len, known)):
         return [None] * len(samples)
     # At once: scipy's way to the computation takes longer than that.
-    of_rows = torch.from_numpy(differential_entropy(torch.cat(known), axis=-1))
-    parts = of_rows.split([len(y) for y in known])
-    return [part.mean().item() if len(part) else None for part in parts]
+    with np.errstate(divide="ignore"):
+        of_rows = torch.from_numpy(differential_entropy(torch.cat(known), axis=-1))
+    means = (part.mean() for part in of_rows.split([len(y) for y in known]))
+    return [mean.item() if mean.isfinite() else None for mean in means]
 
 
 def _some(layer: DynamicCRReLU) -> slice:

@@ -1,7 +1,6 @@
 // The Python module _C: the fast entry to the operators, and what was built.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/python_numbers.h>
 #include <torch/extension.h>
@@ -160,13 +159,12 @@ PyObject* tabulated(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-/// count_(input, place, samples, channel_dim, counts); does nothing while gradients are computed.
+/// count_(input, place, samples, channel_dim, counts)
 PyObject* count_(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 5,
                    "count_: allowed are input, place, samples, channel_dim, counts; given are ",
                    count, " arguments");
-  if (torch::autograd::get_current_graph_task_id() != -1) Py_RETURN_NONE;
   const py::handle input(arguments[0]), place(arguments[1]), counts(arguments[4]);
   const int64_t samples = THPUtils_unpackLong(arguments[2]),
                 channel_dim = channel_dim_of(arguments[3]);

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/native/Resize.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <string>
 
@@ -134,6 +135,10 @@ inline void check_count_arguments(const at::Tensor& input, const at::Tensor& pla
                     " channels, but input has size ", input.sym_size(channel_dim),
                     " along channel_dim ", channel_dim, "; allowed are that many or 1");
 }
+
+/// Whether this is in a backward pass: a layer that is evaluated again there, as a checkpointed one
+/// is, has had its elements counted.
+inline bool gradients_are_computed() { return torch::autograd::get_current_graph_task_id() != -1; }
 
 /// Makes `out` ready to take the result, as torch's own operators do: checks that the result can be
 /// cast to its dtype and that writing it does not change what is still to be read, and gives it the

@@ -18,7 +18,7 @@ namespace {
 void count_cpu(const at::Tensor& input, const at::Tensor& place, int64_t samples,
                int64_t channel_dim, at::Tensor& counts) {
   check_count_arguments(input, place, samples, channel_dim, counts);
-  if (input.numel() == 0) return;
+  if (input.numel() == 0 || gradients_are_computed()) return;
   const auto dense = without_gaps(input);
   const auto where = place.contiguous();
   const auto layout = layout_of(dense, place.size(1), channel_dim);
@@ -41,12 +41,14 @@ void count_cpu(const at::Tensor& input, const at::Tensor& place, int64_t samples
 void count_composed(const at::Tensor& input, const at::Tensor& place, int64_t samples,
                     int64_t channel_dim, at::Tensor& counts) {
   check_count_arguments(input, place, samples, channel_dim, counts);
-  if (input.numel() == 0) return;
+  if (input.numel() == 0 || gradients_are_computed()) return;
   const int64_t channels = place.size(1);
   const auto by_channel = channels == 1 ? input.reshape({-1, 1})
                                         : input.movedim(channel_dim, -1).reshape({-1, channels});
   const Samples sample({by_channel.size(0), channels, 1}, samples);
-  const auto x = by_channel.slice(0, 0, by_channel.size(0), sample.stride);
+  const auto rows = at::empty({sample.count}, at::kLong);
+  for (int64_t k = 0; k < sample.count; ++k) rows.mutable_data_ptr<int64_t>()[k] = sample.place(k);
+  const auto x = by_channel.index_select(0, rows.to(input.device()));
   const auto bin = ((x.to(at::kFloat) - place[0]) * (kBinsPerUnit / place[1])).floor() + kBins / 2;
   const auto within = at::where(bin >= 0, bin.clamp_max(kBins), -1);  // -1 for NaN, too
   const auto slot = at::where(x.isfinite(), within + 1, kNotFinite).to(at::kLong);

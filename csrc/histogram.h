@@ -29,21 +29,36 @@ CRRELU_INLINE int slot_of(Real value, float location, float scale) {
 
 }  // namespace
 
-/// Of each channel's elements every so many-th one; odd, so that it does not always meet the same
-/// place of a pattern.
+/// A channel's elements are cut into equal stretches, and of each stretch one is looked at: which,
+/// is as good as random, so that no pattern of the tensor is met in the same place again and again,
+/// as its columns are where a stretch is as long as a row; but the same in every call.
 struct Samples {
   int64_t stride, count;
 
   CRRELU_INLINE Samples(const Layout& layout, int64_t wanted) {
     const int64_t elements = layout.outer * layout.inner, each = wanted / layout.channels;
-    stride = elements / (each < kFewestSamples ? kFewestSamples : each) | 1;
-    count = (elements + stride - 1) / stride;
+    stride = elements / (each < kFewestSamples ? kFewestSamples : each);
+    if (stride == 0) stride = 1;
+    count = elements / stride;
+  }
+  /// The place of the k-th one among a channel's elements.
+  CRRELU_INLINE int64_t place(int64_t k) const {
+    return k * stride + static_cast<int64_t>(scrambled(k) * static_cast<uint64_t>(stride) >> 32);
   }
   /// The place of a channel's k-th one in the tensor.
   CRRELU_INLINE int64_t index(const Layout& layout, int64_t channel, int64_t k) const {
-    if (layout.channels == 1) return k * stride;  // saves the divisions, which took half the time
-    const int64_t outer = k * stride / layout.inner, inner = k * stride % layout.inner;
-    return (outer * layout.channels + channel) * layout.inner + inner;
+    const int64_t at = place(k);
+    if (layout.channels == 1) return at;  // saves the divisions, which took half the time
+    return (at / layout.inner * layout.channels + channel) * layout.inner + at % layout.inner;
+  }
+
+ private:
+  /// 32 bits, each of which depends on all of k's: the finalizer of MurmurHash3.
+  static CRRELU_INLINE uint64_t scrambled(int64_t k) {
+    auto bits = static_cast<uint32_t>(k) + 0x9e3779b9u;
+    bits = (bits ^ bits >> 16) * 0x85ebca6bu;
+    bits = (bits ^ bits >> 13) * 0xc2b2ae35u;
+    return bits ^ bits >> 16;
   }
 };
 

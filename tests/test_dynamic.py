@@ -96,6 +96,26 @@ def test_only_a_sample_is_counted(device: str) -> None:
     assert counted(torch.empty(0, device=device)).sum() == 0
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(128, 120), (256, 300), (64, 48), (1024, 15), (1024, 4096), (100, 16, 10, 10)],
+    ids=str,
+)
+def test_columns_are_met_alike(device: str, shape: tuple[int, ...]) -> None:
+    """However long the rows are beside the stretches that the tensor is cut into."""
+    for dim in range(1, len(shape)):
+        columns = torch.linspace(-7, 7, shape[dim], dtype=torch.float64)
+        place = columns.reshape([-1] + [1] * (len(shape) - dim - 1)).expand(shape)
+        counts = counted(place.contiguous().to(device), samples=1024)[1:ABOVE].cpu().double()
+        bins = torch.linspace(-8, 8, BINS + 1)[:-1] + 1 / 32
+        number = counts.sum()
+        mean = (counts * bins).sum() / number
+        deviation = ((counts * (bins - mean) ** 2).sum() / number).sqrt()
+        assert number >= 1000
+        assert mean.abs() < 4 * columns.std() / number.sqrt()
+        assert (deviation / columns.std(correction=0) - 1).abs() < 0.1
+
+
 def test_native_and_composed_counts_agree() -> None:
     count = torch.ops.crrelu_ext.count_.default
     x = torch.randn(8, 5, 60, dtype=torch.float64)
@@ -217,14 +237,16 @@ def test_bad_input_is_refused_in_the_name_of_the_layer() -> None:
         assert layer.histogram.counts.sum() == 0
 
 
-@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "compiled"])
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "compiled", "of a compiled one"])
 @pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
 def test_checkpointed_elements_are_counted_once(make: Any, how: str) -> None:
     act = make(samples=50)
     x = torch.randn(50, requires_grad=True)
 
+    inner = torch.compile(act, backend="aot_eager") if how == "of a compiled one" else act
+
     def checkpointed(x: Tensor) -> Tensor:
-        return checkpoint(act, x, use_reentrant=how == "reentrant")
+        return checkpoint(inner, x, use_reentrant=how == "reentrant")
 
     call = torch.compile(checkpointed, backend="aot_eager") if how == "compiled" else checkpointed
     for number in (1, 2):
@@ -388,6 +410,102 @@ def test_an_input_that_does_not_vary(make: Any, value: float) -> None:
     assert act.histogram.place[1] > 0.5 * x.std()
 
 
+def slopes(act: DynamicActivation, reach: float) -> Tensor:
+    x = torch.linspace(-reach, reach, 200, requires_grad=True)
+    (slopes,) = torch.autograd.grad(act(x).sum(), x)
+    return slopes
+
+
+@pytest.mark.parametrize("pause", [3, 200])
+def test_an_input_that_pauses_leaves_the_function(pause: int) -> None:
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=5, warmup=8, total=10**6, forgetting=0.5)
+    train(scheduler, {act: Normal(0.0, 1.0)}, 48)
+    table = act.table.clone()
+    for _ in range(5 * pause):
+        act(torch.zeros(2000))
+        scheduler.step()
+    assert torch.equal(act.table, table)
+    (history,) = scheduler.history.values()
+    assert {update.refusal for update in history[-pause:]} == {"the input does not vary"}
+    train(scheduler, {act: Normal(0.0, 1.0)}, 50)
+    assert history[-1].refusal is None
+    assert slopes(act, 3).min() < 0.1
+    assert slopes(act, 3).max() > 0.9
+
+
+@pytest.mark.parametrize("growth", [20.0, 1000.0, 1.02])
+def test_an_input_that_outgrows_the_function(growth: float) -> None:
+    """At once, or slowly: it is begun anew, and goes on."""
+    act = DynamicActivation()
+    scheduler = ActivationScheduler(act, every=5, warmup=8, total=10**6, forgetting=0.5)
+    train(scheduler, {act: Normal(0.0, 1.0)}, 48)
+    scale = 1.0
+    for _ in range(200):
+        scale = growth if growth > 2 else scale * growth
+        train(scheduler, {act: Normal(0.0, scale)}, 1)
+    train(scheduler, {act: Normal(0.0, scale)}, 100)
+    (history,) = scheduler.history.values()
+    refusals = [update.refusal for update in history]
+    assert "the input has outgrown the function, which begins anew" in refusals
+    assert refusals[-10:].count(None) >= 8
+    assert 0 < slopes(act, 3 * scale).min() < 0.1
+    assert slopes(act, 3 * scale).max() > 0.9
+
+
+def test_a_layer_in_eval_mode_stays() -> None:
+    inputs = {DynamicActivation(): Normal(0.0, 1.0), DynamicActivation(): Normal(0.0, 1.0)}
+    still, other = inputs
+    scheduler = ActivationScheduler(nn.ModuleList(list(inputs)), every=5, warmup=8, total=10**6)
+    train(scheduler, inputs, 48)
+    tables = still.table.clone(), other.table.clone()
+    still.eval()
+    train(scheduler, inputs, 20)
+    assert torch.equal(still.table, tables[0])
+    assert not torch.equal(other.table, tables[1])
+    assert {update.refusal for update in scheduler.history["0"][-4:]} == {"nothing was counted"}
+
+
+@pytest.mark.parametrize("make", [DynamicActivation, DynamicCRReLU])
+def test_another_scheduler_goes_on_with_a_trained_layer(make: Any) -> None:
+    """As in fine-tuning, which begins with the model's state alone; whichever is made first."""
+    density, x = Normal(3.0, 4.0), torch.linspace(-5, 11, 100)
+    act = make()
+    scheduler = ActivationScheduler(act, every=5, warmup=32, total=10_000, trust=0.05)
+    train(scheduler, {act: density}, 200)
+    act(torch.full((2000,), 1e6))  # counted, and not taken
+    for loaded_first in (True, False):
+        tuned = make()
+        if loaded_first:
+            tuned.load_state_dict(act.state_dict())
+        scheduler = ActivationScheduler(tuned, every=5, warmup=32, total=10_000, trust=0.05)
+        if not loaded_first:
+            tuned.load_state_dict(act.state_dict())
+        for _ in range(32):
+            train(scheduler, {tuned: density}, 1)
+            location, scale = tuned.histogram.place[:, 0]
+            assert abs(location - 3) < 0.6
+            assert 3.4 < scale < 4.6
+            assert (tuned(x) - act(x)).abs().max() < 0.03
+        train(scheduler, {tuned: density}, 10)
+        (history,) = scheduler.history.values()
+        assert [update.refusal for update in history] == [None, None]
+
+
+def test_another_default_device() -> None:
+    """What the scheduler computes stays on the CPU."""
+    model, x = nn.Sequential(DynamicActivation(), DynamicCRReLU()), torch.randn(2000)
+    try:
+        torch.set_default_device("meta")
+        scheduler = ActivationScheduler(model, every=2, warmup=4, total=100)
+        for _ in range(20):
+            model(x)
+            scheduler.step()
+    finally:
+        torch.set_default_device(None)
+    assert [history[-1].refusal for history in scheduler.history.values()] == [None, None]
+
+
 def test_what_the_theory_refuses_leaves_the_function() -> None:
     act = DynamicActivation()
     scheduler = ActivationScheduler(act, every=4, warmup=8, total=1000)
@@ -396,7 +514,7 @@ def test_what_the_theory_refuses_leaves_the_function() -> None:
     for _ in range(4):
         scheduler.step()  # nothing was measured
     (history,) = scheduler.history.values()
-    assert history[0].refusal == "fewer than 100 samples"
+    assert history[0].refusal == "nothing was counted"
     assert history[0].entropy is None
     assert scheduler.refusals == {"": 1}
     assert history[0].step_size == 0
@@ -694,7 +812,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no tables": (lambda state: without(state, "tables"), "tables NoneType; .*values: "),
     "a tensor less": (
         lambda state: state | {"tables": without(state["tables"], "values")},
-        r"state has tables {location: .*first_values: \(2, 257\)}; allowed .*, values: ",
+        r"state has tables {location: .*first_values: \(2, 257\).*}; allowed .*, values: ",
     ),
     "another grid": (
         lambda state: state | {"tables": state["tables"] | {"values": torch.zeros(2, 9)}},

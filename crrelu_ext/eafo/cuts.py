@@ -37,7 +37,7 @@ def solve(function: Function, target: Tensor, lower: Tensor, upper: Tensor) -> T
     at_lower, at_upper = function(lower) - target, function(upper) - target
     # A root at 0 is not to be followed down to the smallest number there is.
     smallest = 1e-16 * torch.maximum(lower.abs(), upper.abs()).amax() if len(lower) else 0.0
-    found, unsettled = lower.clone(), torch.arange(len(lower))
+    found, unsettled = lower.clone(), torch.arange(len(lower), device="cpu")
     for _ in range(HALVINGS):
         middle = (lower + upper) / 2
         at_middle = function(middle) - target
@@ -66,9 +66,9 @@ def between(density: Density, lower: float, upper: float, crowded: bool = False)
 
     Crowded at both ends their distances from there grow like squares.
     """
-    ends = torch.tensor([lower, upper], dtype=torch.float64)
+    ends = torch.tensor([lower, upper], dtype=torch.float64, device="cpu")
     t = torch.asinh((ends - density.location) / density.scale)
-    s = torch.linspace(0, 1, PROBES, dtype=torch.float64)
+    s = torch.linspace(0, 1, PROBES, dtype=torch.float64, device="cpu")
     if crowded:
         s = s * s * (3 - 2 * s)
     points = s * (t[1] - t[0]) + t[0]
@@ -183,7 +183,7 @@ def _close_in(
     Args:
         score: from (n, parts + 1) increasing points to (n, parts) numbers.
     """
-    parts = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
+    parts = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64, device="cpu")
     for _ in range(5):
         x = torch.lerp(low[:, None], high[:, None], parts)
         best, part = score(x).max(-1)

@@ -52,7 +52,9 @@ class SampleDensity:
         # Gathered in bins of an eighth of the bandwidth, whose square that changes by 1/768.
         number = ((samples - samples.min()) / (self.bandwidth / 8)).floor().long()
         kept, inverse, counts = number.unique(return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(kept), dtype=torch.float64).index_add_(0, inverse, samples)
+        sums = torch.zeros(len(kept), dtype=torch.float64, device="cpu").index_add_(
+            0, inverse, samples
+        )
         self.centers, self.masses = sums / counts, counts / n
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -219,7 +221,7 @@ def as_density(density: DensityLike) -> Density:
             f"density has type {given}; allowed are a torch.distributions.Distribution, a "
             "SampleDensity and a HistogramDensity"
         )
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")
     low, median, high = torch.quantile(values.double(), quartiles).tolist()
     scale = (high - low) / 1.349
     if not (math.isfinite(median) and 0 < scale < math.inf):
@@ -236,7 +238,7 @@ def _with_support(density: Density) -> Density:
         min(max(math.asinh((bound - density.location) / density.scale), -_FAR), _FAR)
         for bound in (low, high)
     )
-    t = torch.linspace(start, end, 4097, dtype=torch.float64)
+    t = torch.linspace(start, end, 4097, dtype=torch.float64, device="cpu")
     x = density.location + density.scale * torch.sinh(t)
     x = x.clamp(low, high)
     mass = torch.cumulative_trapezoid(density.log_prob(x).exp(), x)

@@ -37,11 +37,13 @@ class FoldedDensity:
     def ends(self) -> Tensor:
         """The points between which the branches lie, (branches + 1,)."""
         lower, upper = self.density.lower, self.density.upper
-        return torch.tensor([lower, *self.folds.tolist(), upper], dtype=torch.float64)
+        return torch.tensor([lower, *self.folds.tolist(), upper], dtype=torch.float64, device="cpu")
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q and q' at z = f(x), for (n,) points of the support."""
-        own = torch.arange(len(self.folds) + 1)[:, None] == torch.bucketize(x, self.folds)
+        own = torch.arange(len(self.folds) + 1, device="cpu")[:, None] == torch.bucketize(
+            x, self.folds
+        )
         y = torch.where(own, x, self._preimages(self.activation(x), ~own))
         found = ~y.isnan()
         terms = self._term(y[found])
@@ -79,7 +81,7 @@ class FoldedDensity:
 
     def _preimages(self, z: Tensor, wanted: Tensor) -> Tensor:
         """Where f = z on each branch, (branches, n); NaN where nowhere, or not wanted."""
-        y = torch.full(wanted.shape, math.nan, dtype=torch.float64)
+        y = torch.full(wanted.shape, math.nan, dtype=torch.float64, device="cpu")
         lower, upper = y.clone(), y.clone()
         for row, (x, f) in enumerate(self._tables):
             found = wanted[row] & (f[0] < z) & (z < f[-1])
@@ -103,5 +105,5 @@ class FoldedDensity:
         found = ~y.isnan()
         both = torch.cat([points[None], y.where(found, points)])
         own, here = self._term(both.flatten())[0].view_as(both).split([1, len(y)])
-        in_tail = torch.arange(len(points)) < 2
+        in_tail = torch.arange(len(points), device="cpu") < 2
         return y[found & (~in_tail | (own > NEGLIGIBLE * here))]

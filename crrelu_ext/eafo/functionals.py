@@ -69,7 +69,7 @@ def inverse_correction(activation: Function, density: DensityLike) -> Function:
     if not problem.monotone:
         raise ValueError("activation is not monotone: it has no inverse. Use correction")
     view = problem.density
-    ends = torch.tensor([view.lower, view.upper], dtype=torch.float64)
+    ends = torch.tensor([view.lower, view.upper], dtype=torch.float64, device="cpu")
     reached = activation(ends).sort()[0]
 
     def eta(z: Tensor) -> Tensor:
@@ -194,7 +194,8 @@ def crrelu_inverse_error(epsilon: float) -> InverseError:
         z = x + epsilon * x * torch.exp(-x * x / 2)
         return (z - epsilon * z * torch.exp(-z * z / 2) - x).abs()
 
-    x = torch.linspace(0, 12, 4001, dtype=torch.float64)  # the error is even, and 0 beyond
+    # The error is even, and 0 beyond.
+    x = torch.linspace(0, 12, 4001, dtype=torch.float64, device="cpu")
     top = x[error(x).argmax()].item()
     step = x[1].item()
     found = minimize_scalar(

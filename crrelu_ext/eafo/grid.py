@@ -75,7 +75,7 @@ class Grid:
 
     @functools.cached_property
     def t(self) -> Tensor:
-        s = torch.linspace(0, 1, self.knots, dtype=torch.float64)
+        s = torch.linspace(0, 1, self.knots, dtype=torch.float64, device="cpu")
         if self.graded:  # the polynomial whose first two derivatives vanish at both ends
             s = s**3 * (10 + s * (6 * s - 15))
         # lerp is exact at both ends, which may be kinks.
@@ -84,7 +84,7 @@ class Grid:
     @functools.cached_property
     def _grading(self) -> Tensor:
         """How much further apart the knots of a piece are than if they were equally spaced."""
-        s = torch.linspace(0, 1, self.knots, dtype=torch.float64)
+        s = torch.linspace(0, 1, self.knots, dtype=torch.float64, device="cpu")
         return 30 * (s * (1 - s)) ** 2 if self.graded else torch.ones_like(s)
 
     @functools.cached_property

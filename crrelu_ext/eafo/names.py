@@ -99,8 +99,10 @@ def parse_density(text: str) -> Distribution:
     make = DENSITIES[names.pop()]
     try:
         numbers = [[float(number) for number in match["numbers"].split(",")] for match in matches]
-        weights = torch.tensor([float(match["weight"] or 1) for match in matches]).double()
-        columns = torch.tensor(numbers, dtype=torch.float64).T
+        weights = torch.tensor(
+            [float(match["weight"] or 1) for match in matches], device="cpu"
+        ).double()
+        columns = torch.tensor(numbers, dtype=torch.float64, device="cpu").T
         # torch.compile turns the checks of torch.distributions off, for the whole process.
         if len(matches) == 1:
             return make(*columns[:, 0], validate_args=True)

@@ -24,13 +24,13 @@ def _points(density: Density) -> torch.Tensor:
     """Where the density is not negligible, at most six scales from its middle."""
     low = max(density.lower, density.location - 6 * density.scale)
     high = min(density.upper, density.location + 6 * density.scale)
-    return torch.linspace(low, high, 1201, dtype=torch.float64)
+    return torch.linspace(low, high, 1201, dtype=torch.float64, device="cpu")
 
 
 def _output_density(axes: Axes, f: Function, density: Density, style: dict[str, Any]) -> None:
     """The output's density by a histogram with the density's own weights."""
     x = _points(density)
-    fine = torch.linspace(x[0].item(), x[-1].item(), 200_001, dtype=torch.float64)
+    fine = torch.linspace(x[0].item(), x[-1].item(), 200_001, dtype=torch.float64, device="cpu")
     p = density.log_prob(fine).exp()
     heights, edges = np.histogram(f(fine).numpy(), bins=150, weights=p.numpy(), density=True)
     axes.stairs(heights, edges, **style)

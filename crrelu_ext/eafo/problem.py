@@ -44,7 +44,8 @@ ROUNDING = 1e-9
 def make_grid(density: Density, cuts: Tensor, knots: int | None = None, **options: Any) -> Grid:
     """A grid of the density's support in pieces, between sorted cuts inside it."""
     location, scale = (
-        torch.tensor([number], dtype=torch.float64) for number in (density.location, density.scale)
+        torch.tensor([number], dtype=torch.float64, device="cpu")
+        for number in (density.location, density.scale)
     )
     ends = torch.cat([cuts.new_tensor([density.lower]), cuts, cuts.new_tensor([density.upper])])
     t = torch.asinh((ends - location) / scale)

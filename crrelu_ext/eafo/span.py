@@ -53,12 +53,14 @@ def hermite(grid: Grid, functions: int) -> Jet:
 @functools.lru_cache(maxsize=8)
 def _unit_hermite(ends: tuple[float, ...], knots: int, stride: int, functions: int) -> Jet:
     """At location 0 and scale 1, (functions, knots): each function is a problem of a grid."""
-    one = torch.ones(functions, dtype=torch.float64)
-    rows = torch.tensor([ends], dtype=torch.float64).expand(functions, -1)
+    one = torch.ones(functions, dtype=torch.float64, device="cpu")
+    rows = torch.tensor([ends], dtype=torch.float64, device="cpu").expand(functions, -1)
     grid = Grid(0 * one, one, rows, knots, stride=stride)
     u = torch.sinh(grid.t[0]).clamp(-40, 40)  # where to float64 all are 0
     polynomials = torch.from_numpy(hermite_e.hermevander(u.numpy(), functions - 1)).T
-    norms = torch.tensor([math.factorial(k) for k in range(functions)], dtype=torch.float64).sqrt()
+    norms = torch.tensor(
+        [math.factorial(k) for k in range(functions)], dtype=torch.float64, device="cpu"
+    ).sqrt()
     values = polynomials * torch.exp(-(u**2) / 2) / norms[:, None]
     return grid.jet(grid.spline(values))
 

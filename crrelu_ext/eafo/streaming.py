@@ -33,6 +33,8 @@ _WIDTHS_PER_OCTAVE = 8
 """Bandwidths are rounded to these, so that layers and updates share their kernels."""
 DRIFT = 0.25
 """In scales: how far the mean may be from the location, and the spread from the scale."""
+OUTGROWN = 12.0
+"""A scale that has grown by so much leaves too few knots where the function bends."""
 
 
 @dataclass(frozen=True)
@@ -57,43 +59,70 @@ class Streams(Measured):
         layers = len(starts)
         super().__init__(layers)
         self.starts = list(starts)
-        self.masses = torch.zeros(layers, BINS, dtype=torch.float64)
-        self.outside = torch.zeros(layers, dtype=torch.float64)
-        self._start()
+        self.masses = torch.zeros(layers, BINS, dtype=torch.float64, device="cpu")
+        self.outside = torch.zeros(layers, dtype=torch.float64, device="cpu")
+        # Of the counts absorbed last: were there none; did they not vary?
+        self.unseen, self.still = torch.zeros(2, layers, dtype=torch.bool, device="cpu")
+        # Functions that a trained model came with, which calibrating leaves as they are.
+        self.trained = torch.zeros(layers, dtype=torch.bool, device="cpu")
+        self.values = self._beginnings()
+        self.first_values = self.values.clone()
+        self.narrowest = self.scale.clone()
+        """The smallest scale since the function was begun, or begun anew."""
 
-    def _start(self) -> None:
+    def _beginnings(self) -> Tensor:
+        """The values of the starting functions."""
         layers = zip(self.starts, self._grid().x, self.scale, strict=True)
-        self.first_values = torch.stack([f(x, scale).detach() for f, x, scale in layers])
-        self.values = self.first_values.clone()
+        return torch.stack([f(x, scale).detach() for f, x, scale in layers])
+
+    def _begin(self, which: Tensor, values: Tensor) -> None:
+        self.values = values.where(which[:, None], self.values)
+        self.first_values = values.where(which[:, None], self.first_values)
+        self.narrowest = self.scale.where(which, self.narrowest)
+
+    def take_over(self, layer: int, place: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        """Begins with what a trained layer has: location and scale, and its function."""
+        self.location[layer], self.scale[layer] = place
+        self.narrowest[layer] = self.scale[layer]
+        self.values[layer] = self.first_values[layer] = function(self._grid().x[layer])
+        self.trained[layer] = True
 
     def _grid(self) -> Grid:
-        ends = torch.tensor([[-_END, _END]], dtype=torch.float64).expand(len(self.starts), 2)
-        return Grid(self.location, self.scale, ends, KNOTS)
+        ends = torch.tensor([[-_END, _END]], dtype=torch.float64, device="cpu")
+        return Grid(self.location, self.scale, ends.expand(len(self.starts), 2), KNOTS)
 
     def absorb(self, counts: Tensor, keep: float) -> None:
         """Adds counts, (layers, bins + 3), to what is kept of the old ones."""
         counts = counts.double()
-        self.masses = keep * self.masses + counts[:, 1:ABOVE]
-        self.outside = keep * self.outside + counts[:, BELOW] + counts[:, ABOVE]
+        masses, outside = counts[:, 1:ABOVE], counts[:, BELOW] + counts[:, ABOVE]
+        inside = masses.sum(-1)
+        self.unseen = inside + outside == 0
+        self.still = (inside >= FEWEST_SAMPLES) & (outside == 0) & _does_not_vary(masses)
+        self.masses = keep * self.masses + masses
+        self.outside = keep * self.outside + outside
         self.not_finite = self.not_finite + counts[:, NOT_FINITE]
 
     def calibrate(self) -> None:
         """Lays grid and bins where the input is, and begins there with the starting functions."""
-        self._follow(drift=0.0)
-        self._start()
+        self._follow(0.0, ~self.unseen)
+        self._begin(~self.trained, self._beginnings())
         self.masses, self.outside = torch.zeros_like(self.masses), torch.zeros_like(self.outside)
 
-    def _follow(self, drift: float) -> None:
-        """Moves grids and bins to where the input has gone, and their contents with them."""
+    def _follow(self, drift: float, which: Tensor) -> Tensor:
+        """Moves grids and bins to where the input has gone, and their contents with them.
+
+        Returns:
+            Of each layer, whether it has begun anew, as its scale has outgrown the function.
+        """
         mean, variance = moments(self.masses)
         inside = self.masses.sum(-1)
         beyond = self.outside > OUTSIDE * (inside + self.outside)
         factor = variance.sqrt().clamp(min=NARROWEST).where(~beyond, 8.0)
         shift = mean.where(inside > 0, 0.0)
         far = beyond | (shift.abs() > drift) | (factor.log().abs() > math.log1p(drift))
-        far &= inside + self.outside >= FEWEST_SAMPLES
+        far &= which & (inside + self.outside >= FEWEST_SAMPLES)
         if not far.any():
-            return
+            return far
         old = self._grid()
         location = self.location + (self.scale * shift).where(far, 0.0)
         scale = bounded(location, self.scale * factor).where(far, self.scale)
@@ -110,6 +139,14 @@ class Streams(Measured):
             for values in (self.values, self.first_values)
         )
         self.location, self.scale = location, scale
+        self.narrowest = self.narrowest.minimum(scale)
+        outgrown = scale > OUTGROWN * self.narrowest
+        if not outgrown.any():
+            return outgrown
+        beginnings = self._beginnings()
+        outgrown &= beginnings.isfinite().all(-1)  # else it stays as it was carried
+        self._begin(outgrown, beginnings)
+        return outgrown
 
     def _carried(self, spline: Callable[..., np.ndarray], s: Tensor) -> Tensor:
         """The splines' values at s, beyond reach along the tangents."""
@@ -136,7 +173,7 @@ class Streams(Measured):
 
     def tables(self, knots: int) -> Tensor:
         """The functions between eight scales on both sides, (layers, 3, knots)."""
-        s = torch.linspace(-REACH, REACH, knots, dtype=torch.float64)[None]
+        s = torch.linspace(-REACH, REACH, knots, dtype=torch.float64, device="cpu")[None]
         values, slopes = self._evaluate(self._grid().spline(self.values), s)
         return torch.stack([self.location[:, None] + self.scale[:, None] * s, values, slopes], 1)
 
@@ -147,7 +184,7 @@ class Streams(Measured):
             trust: the largest |Δf|, in scales.
             step_size: the largest C.
         """
-        self._follow(DRIFT)
+        anew = self._follow(DRIFT, ~(self.unseen | self.still))
         problems, floor = self._problems()
         span = Span(problems, FUNCTIONS)
         reach = trust * self.scale
@@ -160,10 +197,12 @@ class Streams(Measured):
         samples = self.masses.sum(-1)
         before, after = problems.entropy(), moved.entropy()
         reasons = {
+            "nothing was counted": self.unseen,
             f"fewer than {FEWEST_SAMPLES} samples": samples < FEWEST_SAMPLES,
             "too much of the input beyond the histogram": self.outside
             > OUTSIDE * (samples + self.outside),
-            "the input does not vary": moments(self.masses)[1] < BINS_PER_SCALE**-2,
+            "the input does not vary": self.still | _does_not_vary(self.masses),
+            "the input has outgrown the function, which begins anew": anew,
             "the function is not increasing": ~(least > 0),
             "the functions are not told apart": ~span.resolved,
             "the measured entropy does not fall": ~(after < before),
@@ -197,7 +236,7 @@ class Streams(Measured):
         _, variance = moments(self.masses)
         width, _ = bandwidths(samples[:, 0], variance.sqrt())
         keys = (width.clamp(min=1 / BINS_PER_SCALE).log2() * _WIDTHS_PER_OCTAVE).round().long()
-        p = torch.empty(len(keys), KNOTS, dtype=torch.float64)
+        p = torch.empty(len(keys), KNOTS, dtype=torch.float64, device="cpu")
         for key in keys.unique():
             same = keys == key
             p[same] = (self.masses / samples)[same] @ _kernels(int(key))
@@ -207,9 +246,15 @@ class Streams(Measured):
 @functools.lru_cache(maxsize=64)
 def _kernels(width: int) -> Tensor:
     """What makes p at the knots of the masses in the bins: (bins, knots)."""
-    s = torch.sinh(torch.linspace(-_END, _END, KNOTS, dtype=torch.float64))[:, None, None]
-    each, one = CENTERS[:, None], torch.ones(1, dtype=torch.float64)
+    t = torch.linspace(-_END, _END, KNOTS, dtype=torch.float64, device="cpu")
+    s = torch.sinh(t)[:, None, None]
+    each, one = CENTERS[:, None], torch.ones(1, dtype=torch.float64, device="cpu")
     return smoothed_log_prob(s, each, one, 2 ** (width / _WIDTHS_PER_OCTAVE))[..., 0].exp().T
+
+
+def _does_not_vary(masses: Tensor) -> Tensor:
+    """Whether the spread is below that of a bin."""
+    return moments(masses)[1] < BINS_PER_SCALE**-2
 
 
 def _rebinned(masses: Tensor, positions: Tensor) -> Tensor:
@@ -217,7 +262,8 @@ def _rebinned(masses: Tensor, positions: Tensor) -> Tensor:
     place = (positions + REACH) * BINS_PER_SCALE - 0.5
     left = place.floor()
     part = place - left
-    bins = torch.zeros(BINS + 2, dtype=torch.float64)  # one more on both sides for what is lost
+    # One more on both sides for what is lost.
+    bins = torch.zeros(BINS + 2, dtype=torch.float64, device="cpu")
     index = left.clamp(-1, BINS).long() + 1
     bins.index_add_(0, index, masses * (1 - part))
     bins.index_add_(0, (index + 1).clamp(max=BINS + 1), masses * part)

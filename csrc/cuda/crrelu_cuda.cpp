@@ -113,7 +113,7 @@ struct Cuda {
 void count_cuda(const at::Tensor& input, const at::Tensor& place, int64_t samples,
                 int64_t channel_dim, at::Tensor& counts) {
   check_count_arguments(input, place, samples, channel_dim, counts);
-  if (input.numel() == 0) return;
+  if (input.numel() == 0 || gradients_are_computed()) return;
   const Cuda::Guard guard(input.device());
   const auto dense = without_gaps(input), where = place.contiguous();
   const auto layout = layout_of(dense, place.size(1), channel_dim);
