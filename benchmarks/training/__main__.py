@@ -28,15 +28,20 @@ def run(arguments: argparse.Namespace) -> int:
     def watching(one: recipe.Recipe, number: int, of: int) -> Watch:
         return Terminal(one, number, of, folder, console) if processes.first else Nobody()
 
-    diverged = False
+    trained, diverged = 0, False
     with join(recipes[0].device) as processes:
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
             recipe.write(request, folder)
         for result in study.run(folder, recipes, processes, watching):
+            trained += 1
             if result.diverged and processes.first:
                 console.print(result.diverged, style="red", markup=False)
             diverged |= result.diverged is not None
+        if not trained and processes.first:
+            console.print(
+                f"Nothing to train: {folder} has the results of all {len(recipes)} cells."
+            )
     return int(diverged)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from glob import glob
-from pickle import UnpicklingError
 
 import torch
 from torch import nn
 
-from . import activations, data, language, text, vision
+from . import activations, checkpoint, data, language, text, vision
 from .processes import Processes
 from .recipe import VISION, Recipe
 from .task import Task
@@ -46,14 +45,16 @@ def start_from(recipe: Recipe, model: nn.Module) -> None:
     """
     if recipe.weights is None:
         return
-    pattern = recipe.weights.format(activation=recipe.activation, seed=recipe.seed)
+    try:
+        pattern = recipe.weights.format(activation=recipe.activation, seed=recipe.seed)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"weights is {recipe.weights!r}; allowed in braces are activation and seed"
+        ) from error
     files = glob(pattern)
     if len(files) != 1:
         raise ValueError(
             f"weights is {recipe.weights!r}; allowed is what names one file: {pattern} names "
             f"{len(files)}"
         )
-    try:
-        model.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"weights is {recipe.weights!r}: {files[0]}: {error}") from error
+    checkpoint.load_weights(files[0], model, f"weights is {recipe.weights!r}")

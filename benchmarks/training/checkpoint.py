@@ -77,6 +77,19 @@ def load(
     return content["position"]
 
 
+def load_weights(file: str, model: nn.Module, said: str) -> None:
+    """Reads what :func:`save_weights` wrote.
+
+    Raises:
+        ValueError: the file cannot be read, or is another model's; it begins with what the user
+        ``said``.
+    """
+    try:
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # of a file that is something else torch.load may raise anything
+        raise ValueError(f"{said}: {file}: {error!r}") from error
+
+
 def save_weights(file: Path, model: nn.Module, processes: Processes) -> None:
     """Writes the model's weights alone, as ``load_state_dict`` takes them.
 

@@ -17,11 +17,13 @@ from crrelu_ext import parameter_groups
 from . import activations, checkpoint, language, preferences, results
 from .build import start_from
 from .diagnosis import Diverged
-from .loop import LOOK_EVERY, Epoch, Watch, learning_rate, precision
+from .loop import LOOK_EVERY, Epoch, Watch, check_metrics, learning_rate, precision
 from .processes import Processes
 from .recipe import Recipe
 from .results import Result
 
+CHECKPOINTS = "trainer"
+"""The folder of a cell in which the trainer keeps them."""
 METRICS = {
     "eval_loss": "loss",
     "eval_rewards/accuracies": "accuracy",
@@ -69,7 +71,7 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
     dtype = precision(recipe, processes.device)
     # A checkpoint where the losses have just been logged, else their mean would miss some.
     every = next(n for n in range(min(steps, recipe.checkpoint_every), 0, -1) if steps % n == 0)
-    folder = cell / "trainer"
+    folder = cell / CHECKPOINTS
     config = trl.DPOConfig(
         output_dir=str(folder),
         max_steps=recipe.epochs * steps,
@@ -106,15 +108,13 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
         optimizers=(optimizer, schedule),
     )
     task.remove_callback(transformers.PrinterCallback)
-    task.recipe, task.watch, task.steps_per_epoch = recipe, watch, steps
+    task.recipe, task.processes, task.watch, task.steps_per_epoch = recipe, processes, watch, steps
     diverged = None
     try:
         task.train(resume_from_checkpoint=processes.of_first(last_checkpoint(folder)))
         checkpoint.save_weights(cell / "weights.pt", model, processes)
     except Diverged as error:
         diverged = str(error)
-    if processes.first:
-        shutil.rmtree(folder, ignore_errors=True)
     epochs = _epochs(task.state.log_history)
     environment = results.environment(recipe, processes)
     return Result(recipe, epochs, diverged, "pairs", parameters, environment)
@@ -170,6 +170,7 @@ def _trainer(base: Any) -> Any:
 
     class Trainer(base):  # type: ignore[misc]
         recipe: Recipe
+        processes: Processes
         watch: Watch
         steps_per_epoch: int
         seconds, samples = 0.0, 0
@@ -179,7 +180,9 @@ def _trainer(base: Any) -> Any:
             loss = super().training_step(*arguments, **keywords)
             step = self.state.global_step
             if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
-                self._look(step, loss.item() * self.recipe.accumulation)
+                # Of all processes, so that all of them stop where one has a loss that is no number.
+                mean = self.processes.sum(loss.detach().clone()).item() / self.processes.world
+                self._look(step, mean * self.recipe.accumulation)
             self.seconds += perf_counter() - start
             self.samples += self.recipe.batch_size // self.recipe.accumulation
             return loss
@@ -204,6 +207,7 @@ def _trainer(base: Any) -> Any:
             if evaluated:
                 epoch = _epochs(self.state.log_history)[-1]
                 number = self.state.global_step // self.steps_per_epoch - 1
+                check_metrics(epoch.metrics, number)
                 self.watch.epoch(number, epoch, self.optimizer.param_groups[0]["lr"])
 
     return Trainer

@@ -40,7 +40,13 @@ def build(recipe: Recipe, activation: Activation, vocabulary: int) -> Any:
         **SHAPES[recipe.model],
         **recipe.model_args,
     }
-    model = GPT2LMHeadModel(GPT2Config(**arguments))
+    known = GPT2Config().to_dict()
+    if unknown := [name for name in recipe.model_args if name not in known]:
+        raise ValueError(f"model_args has {unknown[0]!r}; allowed are {', '.join(sorted(known))}")
+    try:
+        model = GPT2LMHeadModel(GPT2Config(**arguments))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"model_args is {recipe.model_args!r}: {error!r}") from error
     place(model, activation, torch.zeros(1, 2, dtype=torch.int64))
     return model
 

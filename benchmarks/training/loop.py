@@ -78,7 +78,7 @@ def train(
     checkpoint was. On one process of a CPU the results have the same bits as without a break.
 
     Raises:
-        Diverged: the loss is not finite.
+        Diverged: a loss is not finite, in training or on the validation data.
         RuntimeError: a checkpoint cannot be written or read.
     """
     run = _Run(task, recipe, processes, resume)
@@ -104,6 +104,17 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype | None:
     return None if amp == "none" else getattr(torch, amp)
 
 
+def check_metrics(metrics: dict[str, float], epoch: int) -> None:
+    """Of the validation data: the last step may break a model whose losses were finite.
+
+    Raises:
+        Diverged: one is not finite.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"The validation {name} is {value} after epoch {epoch + 1}.")
+
+
 class _Run:
     """A model, its optimizer, and how far they are."""
 
@@ -123,7 +134,9 @@ class _Run:
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         self.done: list[Epoch] = []
-        self.losses: list[Tensor] = []  # of the steps of this epoch
+        # Of the steps of this epoch; in float64, so that to go on with their sums over processes
+        # rounds to the same mean.
+        self.losses: list[Tensor] = []
         self.seconds = 0.0  # that they took
         torch.manual_seed(mix(recipe.seed, processes.rank))
         if file is not None and processes.of_first(file.exists()):
@@ -142,7 +155,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, number + step / steps)
             parts = list(islice(batches, recipe.accumulation))
-            self.losses.append(self._step(parts))
+            self.losses.append(self._step(parts).double())
             at_end = step + 1 == steps
             due = (number * steps + step + 1) % recipe.checkpoint_every == 0 and self.file
             if at_end or due or self._cheap_to_look or (step + 1) % LOOK_EVERY == 0:
@@ -152,9 +165,11 @@ class _Run:
                 watch.step(number, seen, steps, loss, self._rate)
             if due:
                 self._save()
+        metrics = self._evaluate(task.validation, number)
+        check_metrics(metrics, number)
         epoch = Epoch(
-            loss=self.processes.sum(torch.stack(self.losses).mean()).item(),
-            metrics=self._evaluate(task.validation, number),
+            loss=self.processes.sum(torch.stack(self.losses).mean()).float().item(),
+            metrics=metrics,
             rate=self._rate,
             epsilons=learned(task.model),
             updates=dynamic.updates(self.eafo, number * steps) if self.eafo else {},

@@ -112,7 +112,7 @@ def _pairs(raw: Any, split: str, pair: Any, recipe: Recipe) -> Any:
     columns = raw[split].column_names
     try:
         return raw[split].map(pair, remove_columns=columns)
-    except (KeyError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"{recipe.dataset}'s {split} part is of another schema than published ({error!r}); its "
             f"columns are {', '.join(columns)}"

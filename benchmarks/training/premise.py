@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import activations, results
 from .activations import Channels
 from .build import build
-from .files import append_line, read_lines
+from .files import append_line, held, read_lines
 from .processes import Processes
 from .results import Result
 
@@ -62,17 +62,19 @@ def run(study: Path) -> Iterator[str]:
 
     Raises:
         ValueError: the study has no trained digits-vit. OSError: its files cannot be read.
+        RuntimeError: another process is at it.
     """
     found = [
         one for one in results.read(study) if one.recipe.model == "digits-vit" and not one.diverged
     ]
     if not found:
         raise ValueError(f"STUDY is {str(study)!r}; allowed is one with trained digits-vit models")
-    measured = {layer.cell for layer in read(study)}
-    for result in found:
-        if result.recipe.cell not in measured:
-            append_line(study / FILE, [asdict(layer) for layer in measure(result, study)])
-            yield f"{result.recipe.cell}: measured"
+    with held(study / ".lock"):
+        measured = {layer.cell for layer in read(study)}
+        for result in found:
+            if result.recipe.cell not in measured:
+                append_line(study / FILE, [asdict(layer) for layer in measure(result, study)])
+                yield f"{result.recipe.cell}: measured"
 
 
 def read(study: Path) -> list[Layer]:
@@ -81,7 +83,10 @@ def read(study: Path) -> list[Layer]:
     Raises:
         ValueError: the file is broken.
     """
-    return [Layer(**layer) for line in read_lines(study / FILE) for layer in line]
+    try:
+        return [Layer(**layer) for line in read_lines(study / FILE) for layer in line]
+    except TypeError as error:
+        raise ValueError(f"{study / FILE} holds what is no layer: {error}") from error
 
 
 def of(group: list[Result], layers: list[Layer]) -> list[Layer]:

@@ -24,10 +24,7 @@ _RELU = {("cifar10", "resnet18"): 94.49, ("cifar100", "resnet18"): 74.95}
 
 def accuracy(dataset: str, model: str, activation: str) -> float | None:
     """The logged figure, in percent; ``model`` is timm's name. None where there is no log."""
-    for (logged_on, prefix), row in _LOGS.items():
-        if dataset == logged_on and model.startswith(prefix) and "distilled" not in model:
-            if activation == "relu":
-                return _RELU.get((logged_on, prefix))
-            name = activation.partition(":")[0]
-            return dict(zip(ACTIVATIONS, row, strict=True)).get(name)
-    return None
+    name = (dataset, model.partition(".")[0].removesuffix("_patch16_224"))
+    if activation == "relu":
+        return _RELU.get(name)
+    return dict(zip(ACTIVATIONS, _LOGS.get(name, ()), strict=False)).get(activation)

@@ -19,11 +19,14 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from . import activations
+from .files import write_atomically
 
 SHIPPED = Path(__file__).parent / "recipes"
 VISION = ("digits", "cifar10", "cifar100", "imagenet", "imagenet-shards")
 LANGUAGE = ("stdlib", "text")
 PREFERENCES = ("stdlib-pairs", "shp", "hh")
+OWN_DATA = ("imagenet", "imagenet-shards", "text")
+"""Whose content is what lies in data_dir."""
 DATASETS = (*VISION, *LANGUAGE, *PREFERENCES)
 AXES = ("model", "dataset", "activation", "seed")
 """Of these a study takes several values: each combination is a cell."""
@@ -90,7 +93,7 @@ class Recipe:
     batch_size: int = knob(256, "samples in a step, over all processes", **at_least(1))
     accumulation: int = knob(1, "parts that a process computes its batch in", **at_least(1))
     learning_rate: float = knob(2.5e-4, "the highest", **POSITIVE)
-    warmup_epochs: float = knob(20, "in which the rate rises, in a line", **at_least(0))
+    warmup_epochs: float = knob(20.0, "in which the rate rises, in a line", **at_least(0))
     warmup_rate: float = knob(1e-6, "learning rate at the start", **at_least(0))
     final_rate: float = knob(1e-5, "learning rate at the end of the cosine", **at_least(0))
     weight_decay: float = knob(0.05, "AdamW's; of matrices alone", **at_least(0))
@@ -214,7 +217,11 @@ def cells(request: Mapping[str, Any]) -> list[Recipe]:
         for combination in product(*axes):
             chosen = {**values, **dict(zip(AXES, combination, strict=True))}
             found.append(Recipe(**{name: convert(name, value) for name, value in chosen.items()}))
-    return sorted(found, key=lambda recipe: recipe.seed)
+    if not found:
+        empty = next(axis for axis in AXES if request.get(axis) == [])
+        raise ValueError(f"{empty} is []; allowed are one value and more")
+    once = {recipe.cell: recipe for recipe in found}
+    return sorted(once.values(), key=lambda recipe: recipe.seed)
 
 
 def convert(name: str, value: Any) -> Any:
@@ -265,7 +272,7 @@ def write(request: Mapping[str, Any], folder: Path) -> None:
         for axis in AXES:
             content[axis] = list(dict.fromkeys(recipe[axis] for recipe in same))
         text = yaml.safe_dump(content, sort_keys=False)
-        (folder / f"recipe-{dataset}-{_digest(content)}.yaml").write_text(text)
+        write_atomically(folder / f"recipe-{dataset}-{_digest(content)}.yaml", text.encode())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -129,7 +129,7 @@ class _Stream(IterableDataset[Batch]):
                     seed = mix(self._seed, self._epoch, number * readers + reader)
                     torch.default_generator.manual_seed(seed)
                     pictures.append(self._transform(_picture(sample)))
-                labels.append(int(sample["cls"]))
+                labels.append(_label(sample))
             yield torch.stack(pictures), torch.tensor(labels)
 
     def _samples(self, reader: int, readers: int) -> Iterator[dict[str, Any]]:
@@ -141,11 +141,14 @@ class _Stream(IterableDataset[Batch]):
             chance.shuffle(files)
         own = files[reader::readers]
         while own:
-            yield from webdataset.DataPipeline(
-                webdataset.SimpleShardList(own),
-                webdataset.tarfile_to_samples(),
-                *([webdataset.shuffle(SHUFFLED, rng=chance)] if self._endless else []),
-            )
+            try:
+                yield from webdataset.DataPipeline(
+                    webdataset.SimpleShardList(own),
+                    webdataset.tarfile_to_samples(),
+                    *([webdataset.shuffle(SHUFFLED, rng=chance)] if self._endless else []),
+                )
+            except tarfile.TarError as error:
+                raise DataError(f"one of {', '.join(own)} cannot be read: {error}") from error
             if not self._endless:
                 return
             chance.shuffle(own)
@@ -161,6 +164,14 @@ def _picture(sample: dict[str, Any]) -> Any:
         raise DataError(f"{where} cannot be read as a picture: {error}") from error
 
 
+def _label(sample: dict[str, Any]) -> int:
+    try:
+        return int(sample["cls"])
+    except (KeyError, ValueError) as error:
+        where = f"{sample['__key__']} in {sample['__url__']}"
+        raise DataError(f"{where} has no class: {error!r}") from error
+
+
 def _index(folder: Path, split: str) -> dict[str, int]:
     """How many samples and classes the shards hold, counted if nobody has done so yet."""
     files = sorted(folder.glob(f"{split}-*.tar"))
@@ -169,9 +180,12 @@ def _index(folder: Path, split: str) -> dict[str, int]:
     names = [file.name for file in files]
     kept = folder / f"{split}.json"
     if kept.exists():
-        index = json.loads(kept.read_text())
-        if index["files"] == names:
-            return index
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError
+        ):  # another program's: written anew
+            index = json.loads(kept.read_text())
+            if index["files"] == names:
+                return {name: int(index[name]) for name in ("samples", "classes")}
     labels = [label for file in files for label in _labels(file)]
     index = {"files": names, "samples": len(labels), "classes": max(labels, default=0) + 1}
     with contextlib.suppress(OSError):  # a folder only for reading is counted again next time

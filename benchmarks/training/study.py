@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ from .diagnosis import Diverged
 from .files import held
 from .loop import Epoch, Watch, train
 from .processes import Processes
-from .recipe import PREFERENCES, Recipe
+from .recipe import OWN_DATA, PREFERENCES, Recipe
 from .results import Result
 
 Watching = Callable[[Recipe, int, int], Watch]
@@ -25,18 +26,26 @@ def run(
 
     Raises:
         RuntimeError: another process runs this study, or a file cannot be written.
-        DataError, ValueError: a cell cannot be trained; those before it have their results.
+        DataError, ValueError: a cell cannot be trained, or has a result of other data; those before
+        it have their results.
     """
     with ExitStack() as stack:
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(folder / ".lock"))
-        finished = processes.of_first({result.recipe.cell for result in results.read(folder)})
+        done = results.read(folder)
+        finished = processes.of_first({one.recipe.cell: one.recipe.data_dir for one in done})
         for number, recipe in enumerate(recipes, start=1):
             cell = folder / "cells" / recipe.cell
             if recipe.cell in finished:
-                if processes.first:  # killed between the two lines below, it still has one
-                    (cell / "checkpoint.pt").unlink(missing_ok=True)
+                read_from = finished[recipe.cell]
+                if recipe.dataset in OWN_DATA and recipe.data_dir != read_from:
+                    raise ValueError(
+                        f"data_dir is {recipe.data_dir!r}; allowed is {read_from!r}, of which "
+                        f"{folder} has the result of {recipe.cell}, or another STUDY"
+                    )
+                if processes.first:  # killed between the two lines below, it still has them
+                    _drop_checkpoints(cell)
                 continue
             cell.mkdir(parents=True, exist_ok=True)
             watch = watching(recipe, number, len(recipes))
@@ -47,8 +56,13 @@ def run(
                 watch.close()
             if processes.first:
                 results.append(folder, result)
-                (cell / "checkpoint.pt").unlink(missing_ok=True)
+                _drop_checkpoints(cell)
             yield result
+
+
+def _drop_checkpoints(cell: Path) -> None:
+    (cell / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(cell / dpo.CHECKPOINTS, ignore_errors=True)
 
 
 def _train(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Result:

@@ -44,14 +44,17 @@ MARGIN = Metric("margin", "reward margin", 1, higher_is_better=True, digits=4)
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean and the deviation of the sample, which one value does not have; of none, neither."""
+    """A mean and the deviation of the sample, which one value does not have; of none, or where one
+    is not finite, neither."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        return cls(mean(values or [math.nan]), stdev(values) if len(values) > 1 else None)
+        if not values or not all(map(math.isfinite, values)):
+            return cls(math.nan, None)
+        return cls(mean(values), stdev(values) if len(values) > 1 else None)
 
     def text(self, digits: int, sign: str = "") -> str:
         if math.isnan(self.mean):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .activations import Activation, Channels, place
+from .checkpoint import load_weights
 from .recipe import Recipe
 from .task import Batch
 
@@ -111,13 +112,16 @@ def build(recipe: Recipe, activation: Activation, images: Images) -> nn.Module:
     """
     if recipe.model == "digits-vit":
         width = recipe.model_args.get("hidden", 256)
-        return VisionTransformer(
-            lambda: activation.module(Channels(width, -1)),
-            image_size=images.size,
-            channels=images.channels,
-            classes=images.classes,
-            **recipe.model_args,
-        )
+        try:
+            return VisionTransformer(
+                lambda: activation.module(Channels(width, -1)),
+                image_size=images.size,
+                channels=images.channels,
+                classes=images.classes,
+                **recipe.model_args,
+            )
+        except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"model_args is {recipe.model_args!r}: {error!r}") from error
     model = from_timm(recipe.model, recipe, images)
     place(model, activation, torch.zeros(1, images.channels, images.size, images.size))
     return model
@@ -148,7 +152,8 @@ def objective(recipe: Recipe, model: nn.Module, images: Images) -> Callable[...,
     model.set_distilled_training(True)  # type: ignore[operator]
     teacher = from_timm(recipe.teacher, recipe, images, pretrained=recipe.teacher_weights is None)
     if recipe.teacher_weights is not None:
-        teacher.load_state_dict(torch.load(recipe.teacher_weights, weights_only=True))
+        said = f"teacher_weights is {recipe.teacher_weights!r}"
+        load_weights(recipe.teacher_weights, teacher, said)
     return Distillation(teacher)
 
 
@@ -185,8 +190,8 @@ def from_timm(name: str, recipe: Recipe, images: Images, *, pretrained: bool = F
         arguments |= recipe.model_args
     try:
         model = timm.create_model(name, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise ValueError(f"model_args is {recipe.model_args!r}: {name} says {error}") from error
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"model_args is {recipe.model_args!r}: {name} says {error!r}") from error
     if small and isinstance(model, timm.models.ResNet):
         model.conv1 = nn.Conv2d(images.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()

@@ -107,6 +107,19 @@ def test_resume(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_result_that_cannot_be_written_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: the next run goes on from the last checkpoint."""
+    with monkeypatch.context() as full:
+        full.setattr(results, "append_line", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(RuntimeError, match="make room"):
+            run(tmp_path)
+    steps = Killer(0)  # which allows none
+    run(tmp_path, steps)
+    assert not list(tmp_path.glob("cells/*/trainer"))
+
+
 SHP = {
     "post_id": "ab12cd", "domain": "askbaking_train", "upvote_ratio": 0.99,
     "history": "Which flour keeps a loaf of bread soft for a week?",

@@ -131,6 +131,13 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights(one)[0][0][0] == pytest.approx(weights(eager)[0][0][0], rel=1e-4)
 
 
+def test_nan_on_the_validation_data_says_where() -> None:
+    """As of a model that the last step breaks."""
+    one = recipe(VIT, learning_rate=1e30, clip=None, warmup_epochs=0, epochs=1, steps_per_epoch=1)
+    with pytest.raises(Diverged, match="The validation loss is nan after epoch 1"):
+        list(train(build(one, ALONE), one, ALONE))
+
+
 def test_nan_says_where() -> None:
     one = recipe(VIT)
     task = build(one, ALONE)

@@ -43,6 +43,25 @@ def test_command_line_and_yaml_say_the_same(tmp_path: Path) -> None:
     assert len({one.cell for one in both}) == 8
 
 
+@pytest.mark.parametrize("dataset", recipe.DATASETS)
+def test_what_is_written_is_the_same_cell(tmp_path: Path, dataset: str) -> None:
+    (one,) = cells({"dataset": dataset})
+    write({"dataset": dataset}, tmp_path)
+    (file,) = tmp_path.glob("*.yaml")
+    (again,) = cells(read(file))
+    assert again.cell == one.cell
+    assert again.setting == one.setting
+    values = dataclasses.asdict(one).items()
+    (typed,) = cells({name: recipe.convert(name, value) for name, value in values})
+    assert typed.cell == one.cell
+
+
+def test_the_same_cell_twice_is_one() -> None:
+    assert len(cells({"seed": [0, 0], "activation": ["gelu", "crrelu", "gelu"]})) == 2
+    with pytest.raises(ValueError, match=r"seed is \[\]; allowed are one value and more"):
+        cells({"seed": []})
+
+
 def test_every_knob_is_an_argument() -> None:
     for name in KNOBS:
         assert parse(f"--{name.replace('_', '-')}", "7") in ({name: 7}, {name: [7]})

@@ -104,7 +104,11 @@ def test_what_was_derived(tmp_path: Path) -> None:
 
 
 def test_published_figures() -> None:
-    assert published.accuracy("cifar10", "vit_tiny_patch16_224", "crrelu:-0.3") == 88.72
+    assert published.accuracy("cifar10", "vit_tiny_patch16_224", "crrelu") == 88.72
+    assert published.accuracy("cifar10", "resnet18.a1_in1k", "gelu") == 94.78
+    for model, activation in (("vit_tiny_patch16_224", "crrelu:-0.3"), ("resnet18d", "gelu"),
+                              ("vit_tiny_r_s16_p8_224", "gelu")):  # fmt: skip
+        assert published.accuracy("cifar10", model, activation) is None
     assert published.accuracy("cifar100", "resnet18", "relu") == 74.95
     assert published.accuracy("cifar10", "vit_tiny_patch16_224", "relu") is None
     assert published.accuracy("cifar10", "deit_tiny_distilled_patch16_224", "gelu") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import resource
 from concurrent.futures.process import BrokenProcessPool
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from benchmarks.training import report, results, study
+from benchmarks.training.__main__ import main
 from benchmarks.training.files import append_line, held, read_lines
 from benchmarks.training.loop import Nobody
 from benchmarks.training.processes import join
 from benchmarks.training.recipe import cells
 
-from .small import ALONE, EAFO, VIT, count_events_apart, outcome, run_study
+from .small import ALONE, EAFO, GPT, VIT, count_events_apart, outcome, run_study
 
 STUDY: dict[str, Any] = {**VIT, "activation": ["crrelu", "gelu"], "seed": [0, 1]}
 KILLED: dict[str, Any] = {**STUDY, **EAFO, "activation": ["crrelu", "dynamic-eafo"]}
@@ -83,6 +85,58 @@ def test_a_cell_that_diverges_is_told_of(tmp_path: Path) -> None:
     page = report.write(tmp_path, tmp_path).read_text()
     assert "| 0 + 1 diverged |" in page
     assert "**Diverged: crrelu, seed 0.** The loss is nan at epoch 1, step 2 of 4" in page
+
+
+def test_a_figure_that_is_none_leaves_the_report(tmp_path: Path) -> None:
+    """As older results may have."""
+    run_study(tmp_path, {**STUDY, "epochs": 2, "seed": [0, 1, 2]})
+    lines = (tmp_path / results.FILE).read_text().splitlines()
+    broken = json.loads(lines[2])
+    broken["epochs"][-1]["metrics"]["accuracy"] = math.nan
+    lines[2] = json.dumps(broken)
+    (tmp_path / results.FILE).write_text("\n".join(lines) + "\n")
+    assert report.write(tmp_path, tmp_path).exists()
+
+
+def test_other_data_are_another_study(tmp_path: Path) -> None:
+    request = {**GPT, "dataset": "text", "model": "small-gpt", "tokenizer": "bytes", "epochs": 1}
+    request |= {"warmup_epochs": 0, "steps_per_epoch": 1}
+    for name in ("a", "b"):
+        for split in ("train", "validation"):
+            (tmp_path / name / split).mkdir(parents=True)
+            (tmp_path / name / split / "all.txt").write_text(name * 20_000)
+    study_of = tmp_path / "study"
+    run_study(study_of, {**request, "data_dir": str(tmp_path / "a")})
+    with pytest.raises(ValueError, match=r"data_dir is .*b'; allowed is .*a', of which .* or ano"):
+        run_study(study_of, {**request, "data_dir": str(tmp_path / "b")})
+
+
+def test_nothing_to_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(tmp_path), "--model-args", "{width: 16, depth: 1, hidden: 16}"]
+    arguments += ["--epochs", "1", "--warmup-epochs", "0", "--steps-per-epoch", "1"]
+    assert main(arguments) == 0
+    assert "Nothing to train" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "has the results of all 1 cells" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_args": {"typo": 3}}, {"model_args": {"heads": 3}}, {"model_args": {"patch_size": 0}},
+     {"dataset": "stdlib", "model_args": {"n_layers": 4}}, {"weights": "x{foo}"}],
+    ids=str,
+)  # fmt: skip
+def test_what_there_is_not_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    name = "weights" if "weights" in changes else "model_args"
+    with pytest.raises(ValueError, match=f"^{name} "):
+        run_study(tmp_path, {"epochs": 1, "warmup_epochs": 0, **changes})
+
+
+@pytest.mark.parametrize("content", [b"", b"junk"])
+def test_weights_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^weights is '.*w\.pt'"):
+        run_study(tmp_path, {"weights": str(tmp_path / "w.pt")})
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
