@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -81,7 +82,9 @@ def parse(text: str) -> Activation:
     try:
         number = float(start)
     except ValueError:
-        raise ValueError(f"activation is {text!r}; after the colon comes a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"activation is {text!r}; after the colon comes a finite number")
     if activation.start is None:
         starting = [known for known, a in ACTIVATIONS.items() if a.start is not None]
         raise ValueError(f"activation is {text!r}; a start is allowed for {', '.join(starting)}")
@@ -134,8 +137,11 @@ def _known_types() -> tuple[type[nn.Module], ...]:
     if layers := sys.modules.get("timm.layers"):
         types += [layers.GELU, layers.GELUTanh, layers.QuickGELU, layers.Swish, layers.Mish]
     if activations := sys.modules.get("transformers.activations"):
-        names = ("GELUActivation", "NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
-        types += [getattr(activations, name) for name in names]
+        names = ("GELUActivation", "NewGELUActivation", "FastGELUActivation", "QuickGELUActivation",
+                 "AccurateGELUActivation", "GELUTanh", "PytorchGELUTanh", "SiLUActivation",
+                 "MishActivation")  # fmt: skip
+        # Not every version has all of them.
+        types += [getattr(activations, name) for name in names if hasattr(activations, name)]
     return tuple(types)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import activations, checkpoint, data, language, text, vision
 from .processes import Processes
-from .recipe import VISION, Recipe
+from .recipe import VISION, Recipe, in_names
 from .task import Task
 
 
@@ -46,7 +46,8 @@ def start_from(recipe: Recipe, model: nn.Module) -> None:
     if recipe.weights is None:
         return
     try:
-        pattern = recipe.weights.format(activation=recipe.activation, seed=recipe.seed)
+        activation = in_names(recipe.activation)
+        pattern = recipe.weights.format(activation=activation, seed=recipe.seed)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"weights is {recipe.weights!r}; allowed in braces are activation and seed"

@@ -69,8 +69,7 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
         optimizer, lambda step: learning_rate(recipe, step / steps) / recipe.learning_rate
     )
     dtype = precision(recipe, processes.device)
-    # A checkpoint where the losses have just been logged, else their mean would miss some.
-    every = next(n for n in range(min(steps, recipe.checkpoint_every), 0, -1) if steps % n == 0)
+    every = min(steps, recipe.checkpoint_every)
     folder = cell / CHECKPOINTS
     config = trl.DPOConfig(
         output_dir=str(folder),
@@ -91,7 +90,9 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
         dataloader_num_workers=recipe.workers,
         eval_strategy="steps",
         eval_steps=steps,
-        logging_steps=every,
+        # At checkpoints and at the end of an epoch losses have just been logged, else their mean
+        # would miss some.
+        logging_steps=math.gcd(every, steps),
         logging_nan_inf_filter=False,
         save_steps=every,
         save_total_limit=2,

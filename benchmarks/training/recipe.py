@@ -85,8 +85,9 @@ class Recipe:
     tokenizer: str = knob("bytes", "of text: bytes, or a name or folder of transformers")
     context: int = knob(1024, "tokens that a language model sees", **at_least(2))
     weights: str | None = knob(
-        None, "a file of weights to start from; {activation} and {seed} are filled in, * matches"
-    )
+        None, "a file of weights to start from; {activation} and {seed} are filled in as in the "
+        "names of folders, * matches",
+    )  # fmt: skip
 
     epochs: int = knob(300, "passes over the data", **at_least(1))
     steps_per_epoch: int | None = knob(None, "cuts an epoch short; null: all data", **at_least(1))
@@ -171,8 +172,7 @@ class Recipe:
     def cell(self) -> str:
         """Names everything that decides the result; is the name of a folder too."""
         readable = "-".join((self.dataset, self.model, self.activation, f"seed{self.seed}"))
-        safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
-        return f"{safe}-{_digest(dict(self._identity()))}"
+        return f"{in_names(readable)}-{_digest(dict(self._identity()))}"
 
     def _identity(self) -> Iterable[tuple[str, Any]]:
         for one in fields(self):
@@ -294,6 +294,11 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(text) from error
+
+
+def in_names(text: str) -> str:
+    """Text as the names of files and folders have it."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
 
 
 def _several(value: Any) -> list[Any]:

@@ -80,8 +80,9 @@ def _page(found: list[Result], measured: list[Layer]) -> Iterator[str]:
         yield f"## {recipe.model} on {recipe.dataset}"
         yield ""
         yield from section(group)
-        yield f"![Curves]({name}.png)"
-        yield ""
+        if any(summary.runs for summary in summarize(group)):
+            yield f"![Curves]({name}.png)"
+            yield ""
         if any(summary.epsilons for summary in summarize(group)):
             yield f"![Epsilons]({name}-epsilon.png)"
             yield ""

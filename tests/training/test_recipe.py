@@ -101,7 +101,7 @@ def test_the_knobs_of_dynamic_activations_are_part_of_these() -> None:
         ({"dataset": "mnist"}, "dataset is 'mnist'; allowed are digits"),
         ({"activation": "swish"}, "activation is 'swish'; allowed are crrelu"),
         ({"activation": "gelu:1"}, "a start is allowed for crrelu"),
-        ({"activation": "crrelu:x"}, "after the colon comes a number"),
+        ({"activation": "crrelu:x"}, "after the colon comes a finite number"),
         ({"epochs": 0}, "epochs is 0; allowed are 1 and more"),
         ({"epochs": "many"}, "epochs is 'many'; allowed are values of type int"),
         ({"epochs": 2}, "warmup_epochs is 2.0; allowed are 0 to below epochs, which is 2"),
