@@ -27,7 +27,7 @@ class Writer(Protocol):
 class ActivationScheduler:
     """Moves all dynamic activations of a model at intervals: tables by a small step of EAFO.
 
-    ``step()`` stands beside the optimizer's. In the warm-up the histograms find, four times, where
+    ``step()`` stands beside the optimizer's. In the warm-up the histograms find, some times, where
     each layer's input lies; layers that have been trained go on from the place and the function
     that they have. Then, every so many steps, each :class:`DynamicCRReLU` takes the
     location and scale of its input; and the f of each :class:`DynamicActivation` goes to f + C D,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from types import UnionType
@@ -183,6 +183,17 @@ class Recipe:
 KNOBS: dict[str, Field[Any]] = {one.name: one for one in fields(Recipe)}
 EAFO = tuple(name for name in KNOBS if name.startswith("eafo_"))
 """Of dynamic activations alone."""
+READ_BY: dict[str, Callable[[Recipe], bool]] = {
+    "image_size": lambda one: one.dataset in VISION and one.dataset != "digits",
+    "drop_path": lambda one: one.dataset in VISION and one.model != "digits-vit",
+    "teacher": lambda one: one.dataset in VISION,
+    "teacher_weights": lambda one: one.dataset in VISION and one.teacher is not None,
+    "tokenizer": lambda one: one.dataset == "text",
+    "context": lambda one: one.dataset not in VISION,
+    "dpo_beta": lambda one: one.dataset in PREFERENCES,
+    "pairs": lambda one: one.dataset in PREFERENCES,
+}
+"""The knobs that some trainings do not read; in these they stand as the dataset has them."""
 _TYPES = get_type_hints(Recipe)
 
 
@@ -217,6 +228,18 @@ def cells(request: Mapping[str, Any]) -> list[Recipe]:
         for combination in product(*axes):
             chosen = {**values, **dict(zip(AXES, combination, strict=True))}
             found.append(Recipe(**{name: convert(name, value) for name, value in chosen.items()}))
+    for name, read_by in READ_BY.items():
+        if not any(map(read_by, found)):
+            for one in found:
+                if name in request and getattr(one, name) != (usual := shipped(one.dataset)[name]):
+                    raise ValueError(
+                        f"{name} is {getattr(one, name)!r}; allowed is {usual!r}, since a training "
+                        f"of {one.model} on {one.dataset} does not read it"
+                    )
+        found = [
+            one if read_by(one) else replace(one, **{name: shipped(one.dataset)[name]})
+            for one in found
+        ]
     if not found:
         empty = next(axis for axis in AXES if request.get(axis) == [])
         raise ValueError(f"{empty} is []; allowed are one value and more")

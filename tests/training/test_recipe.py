@@ -56,6 +56,22 @@ def test_what_is_written_is_the_same_cell(tmp_path: Path, dataset: str) -> None:
     assert typed.cell == one.cell
 
 
+def test_knobs_that_nothing_reads(tmp_path: Path) -> None:
+    for knobs in ({"image_size": 16}, {"drop_path": 0.5}, {"tokenizer": "gpt2"}, {"pairs": 9}):
+        ((name, value),) = knobs.items()
+        with pytest.raises(ValueError, match=f"^{name} is {value!r}; allowed is .*digits-vit on"):
+            cells({"dataset": "digits", **knobs})
+    # One of two reads it: the other is as without.
+    request = {"dataset": ["digits", "stdlib-pairs"], "pairs": 9}
+    both = cells(request)
+    assert [one.pairs for one in both] == [None, 9]
+    assert both[0] == cells({"dataset": "digits"})[0]
+    write(request, tmp_path)
+    assert {one.cell for file in tmp_path.glob("*.yaml") for one in cells(read(file))} == {
+        one.cell for one in both
+    }
+
+
 def test_the_same_cell_twice_is_one() -> None:
     assert len(cells({"seed": [0, 0], "activation": ["gelu", "crrelu", "gelu"]})) == 2
     with pytest.raises(ValueError, match=r"seed is \[\]; allowed are one value and more"):
