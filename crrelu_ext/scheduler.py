@@ -27,17 +27,17 @@ class Writer(Protocol):
 class ActivationScheduler:
     """Moves all dynamic activations of a model at intervals: tables by a small step of EAFO.
 
-    ``step()`` stands beside the optimizer's. In the warm-up the histograms find, some times, where
-    each layer's input lies; layers that have been trained go on from the place and the function
-    that they have. Then, every so many steps, each :class:`DynamicCRReLU` takes the
-    location and scale of its input; and the f of each :class:`DynamicActivation` goes to f + C D,
-    where D is the theory's correction for the density measured since, with exponential forgetting,
-    projected on eight Hermite functions; or to the nearest function whose slope is nowhere less
-    than a fifth of that at the start. C is at most ``step_size``, and such that f changes nowhere
-    by more than ``trust`` times the input's scale; ``trust`` goes down to zero along a line over
-    ``total`` steps. Where the theory refuses, or the measured entropy does not fall, the function
-    stays, and the history says why. Under torch.distributed the counts are added up over all ranks,
-    so that all derive the same functions.
+    ``step()`` stands beside the optimizer's. At an eighth, a quarter, half and all of the warm-up
+    the histograms find where each layer's input lies; layers that have been trained go on from the
+    place and the function that they have. Then, every so many steps, each :class:`DynamicCRReLU`
+    takes the location and scale of its input; and the f of each :class:`DynamicActivation` goes to
+    f + C D, where D is the theory's correction for the density measured since, with exponential
+    forgetting, projected on eight Hermite functions; or to the nearest function whose slope is
+    nowhere less than a fifth of that at the start. C is at most ``step_size``, and such that f
+    changes nowhere by more than ``trust`` times the input's scale; ``trust`` goes down to zero
+    along a line over ``total`` steps. Where the theory refuses, or the measured entropy does not
+    fall, the function stays, and the history says why. Under torch.distributed the counts are added
+    up over all ranks, so that all derive the same functions.
 
     Args:
         model: holds the dynamic layers, at least one.

@@ -112,7 +112,13 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
     task.recipe, task.processes, task.watch, task.steps_per_epoch = recipe, processes, watch, steps
     diverged = None
     try:
-        task.train(resume_from_checkpoint=processes.of_first(last_checkpoint(folder)))
+        last = processes.of_first(last_checkpoint(folder))
+        if last is not None and _number(Path(last)) == config.max_steps:
+            # Killed after the last step: the trainer would take one more.
+            task._load_from_checkpoint(last)
+            task.state = transformers.TrainerState.load_from_json(f"{last}/trainer_state.json")
+        else:
+            task.train(resume_from_checkpoint=last)
         checkpoint.save_weights(cell / "weights.pt", model, processes)
     except Diverged as error:
         diverged = str(error)

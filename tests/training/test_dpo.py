@@ -114,10 +114,16 @@ def test_a_result_that_cannot_be_written_costs_no_training(
     with monkeypatch.context() as full:
         full.setattr(results, "append_line", lambda *_: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(RuntimeError, match="make room"):
-            run(tmp_path)
-    steps = Killer(0)  # which allows none
-    run(tmp_path, steps)
-    assert not list(tmp_path.glob("cells/*/trainer"))
+            run(tmp_path / "full")
+    (got,) = run(tmp_path / "full", Killer(0))  # which allows no step
+    assert not list(tmp_path.glob("full/cells/*/trainer"))
+    (expected,) = run(tmp_path / "empty")
+    assert without_times(got.epochs) == without_times(expected.epochs)
+    weights = [
+        torch.load(next(tmp_path.glob(f"{name}/cells/*/weights.pt")), weights_only=True)
+        for name in ("full", "empty")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 SHP = {
