@@ -1,7 +1,6 @@
 // Measuring densities while a network trains: of a tensor's elements a sample, counted in bins.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "crrelu_math.h"
@@ -22,9 +21,12 @@ namespace {
 template <class Real>
 CRRELU_INLINE int slot_of(Real value, float location, float scale) {
   if (!(value - value == 0)) return kNotFinite;
-  const float bin =
-      std::floor((static_cast<float>(value) - location) * (kBinsPerUnit / scale)) + kBins / 2;
-  return bin >= kBins ? kAbove : bin >= 0 ? static_cast<int>(bin) + 1 : kBelow;
+  const float bin = (static_cast<float>(value) - location) * (kBinsPerUnit / scale);
+  constexpr int kHalf = kBins / 2;
+  if (bin >= kHalf) return kAbove;
+  if (!(bin >= -kHalf)) return kBelow;
+  const int toward_zero = static_cast<int>(bin);  // floor is a call where there is no SSE 4.1
+  return toward_zero - (bin < static_cast<float>(toward_zero)) + kHalf + 1;
 }
 
 }  // namespace
