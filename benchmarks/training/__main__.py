@@ -105,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return chosen.command(chosen)
     except (ValueError, RuntimeError, ImportError, OSError, DataError) as error:
-        console.print(f"{error}", style="red", markup=False, soft_wrap=True)
+        text = str(error)
+        if isinstance(error, DataError):  # of a loader's worker it is behind a whole traceback
+            text = text.rpartition(f"{DataError.__name__}: ")[2].rstrip()
+        console.print(text, style="red", markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
     return 1

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.training import data
+from benchmarks.training.__main__ import main
 from benchmarks.training.build import build
 from benchmarks.training.loop import train
 from benchmarks.training.processes import Processes
@@ -113,6 +114,23 @@ def test_imagenet(tmp_path: Path) -> None:
     (epoch,) = train(build(one, ALONE), one, ALONE)
     assert 0 < epoch.loss < 10
     assert data.load(recipe(tmp_path, "imagenet"), ALONE)[0].size == 224
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_picture_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    """In one line, though a worker meets it."""
+    write_folders(tmp_path / "data")
+    broken = tmp_path / "data" / "val" / "n01440764" / "n01440764_0.JPEG"
+    broken.write_bytes(b"junk")
+    arguments = ["run", str(tmp_path / "study"), "--dataset", "imagenet", "--model", "digits-vit"]
+    arguments += ["--data-dir", str(tmp_path / "data"), "--workers", workers, "--epochs", "1"]
+    arguments += ["--model-args", "{patch_size: 8, width: 16, hidden: 16, depth: 1, heads: 2}"]
+    arguments += ["--image-size", "32", "--batch-size", "4", "--warmup-epochs", "0"]
+    assert main(arguments) == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "cannot be read" in x]
+    assert line.startswith(str(broken))
 
 
 def test_chance_does_not_depend_on_workers_or_on_the_past(tmp_path: Path) -> None:
