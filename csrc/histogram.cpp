@@ -58,7 +58,8 @@ void count_composed(const at::Tensor& input, const at::Tensor& place, int64_t sa
                                         : input.movedim(channel_dim, -1).reshape({-1, channels});
   const Samples sample({by_channel.size(0), channels, 1}, samples);
   const auto rows = at::empty({sample.count}, at::kLong);
-  for (int64_t k = 0; k < sample.count; ++k) rows.mutable_data_ptr<int64_t>()[k] = sample.place(k);
+  auto* const row = rows.mutable_data_ptr<int64_t>();
+  for (int64_t k = 0; k < sample.count; ++k) row[k] = sample.place(k);
   const auto x = by_channel.index_select(0, rows.to(input.device()));
   const auto bin = ((x.to(at::kFloat) - place[0]) * (kBinsPerUnit / place[1])).floor() + kBins / 2;
   const auto within = at::where(bin >= 0, bin.clamp_max(kBins), -1);  // -1 for NaN, too

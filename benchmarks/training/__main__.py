@@ -39,9 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
                 console.print(result.diverged, style="red", markup=False)
             diverged |= result.diverged is not None
         if not trained and processes.first:
-            console.print(
-                f"Nothing to train: {folder} has the results of all {len(recipes)} cells."
-            )
+            text = f"Nothing to train: {folder} has the results of all {len(recipes)} cells."
+            console.print(text, markup=False, soft_wrap=True)
     return int(diverged)
 
 

@@ -48,7 +48,7 @@ def start_from(recipe: Recipe, model: nn.Module) -> None:
     try:
         activation = in_names(recipe.activation)
         pattern = recipe.weights.format(activation=activation, seed=recipe.seed)
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, LookupError, ValueError) as error:
         raise ValueError(
             f"weights is {recipe.weights!r}; allowed in braces are activation and seed"
         ) from error

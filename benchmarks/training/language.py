@@ -40,9 +40,10 @@ def build(recipe: Recipe, activation: Activation, vocabulary: int) -> Any:
         **SHAPES[recipe.model],
         **recipe.model_args,
     }
-    known = GPT2Config().to_dict()
+    known = {*GPT2Config().to_dict(), *GPT2Config.attribute_map, "attn_implementation"}
     if unknown := [name for name in recipe.model_args if name not in known]:
-        raise ValueError(f"model_args has {unknown[0]!r}; allowed are {', '.join(sorted(known))}")
+        public = ", ".join(sorted(name for name in known if name[0] != "_"))
+        raise ValueError(f"model_args has {unknown[0]!r}; allowed are {public}")
     try:
         model = GPT2LMHeadModel(GPT2Config(**arguments))
     except (RuntimeError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from . import checkpoint, dynamic
 from .activations import learned
 from .diagnosis import Diverged, first_bad_layer
 from .processes import Processes
-from .recipe import Recipe
+from .recipe import OWN_DATA, Recipe
 from .task import Batch, Source, Task, mix
 
 LOOK_EVERY = 20
@@ -113,6 +113,19 @@ def check_metrics(metrics: dict[str, float], epoch: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise Diverged(f"The validation {name} is {value} after epoch {epoch + 1}.")
+
+
+def check_data(recipe: Recipe, data_dir: str | None, where: str) -> None:
+    """That what there is of a cell already was made of the same data.
+
+    Raises:
+        ValueError: it was made of those in another ``data_dir``.
+    """
+    if recipe.dataset in OWN_DATA and recipe.data_dir != data_dir:
+        raise ValueError(
+            f"data_dir is {recipe.data_dir!r}; allowed is {data_dir!r}, with which {where} was "
+            "made, or another STUDY"
+        )
 
 
 class _Run:
@@ -252,11 +265,13 @@ class _Run:
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
             "eafo": dynamic.state(self.eafo, self.processes) if self.eafo else None,
+            "data_dir": self.recipe.data_dir,
         }
         checkpoint.save(self.file, self.model, self.optimizer, position, self.processes)
 
     def _load(self, file: Path) -> None:
         position = checkpoint.load(file, self.model, self.optimizer, self.processes)
+        check_data(self.recipe, position["data_dir"], str(file))
         self.done = [Epoch(**epoch) for epoch in position["epochs"]]
         losses = position["losses"].to(self.processes.device) / self.processes.world
         self.losses = list(losses.unbind())

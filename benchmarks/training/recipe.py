@@ -290,10 +290,12 @@ def write(request: Mapping[str, Any], folder: Path) -> None:
     """What was asked for, with all defaults, as a file that --config takes, in ``folder``."""
     recipes = cells(request)
     for dataset in dict.fromkeys(recipe.dataset for recipe in recipes):
-        same = [asdict(recipe) for recipe in recipes if recipe.dataset == dataset]
-        content: dict[str, Any] = dict(same[0])
+        same = [recipe for recipe in recipes if recipe.dataset == dataset]
+        content: dict[str, Any] = asdict(same[0])
+        for name, read_by in READ_BY.items():
+            content[name] = getattr(next(filter(read_by, same), same[0]), name)
         for axis in AXES:
-            content[axis] = list(dict.fromkeys(recipe[axis] for recipe in same))
+            content[axis] = list(dict.fromkeys(getattr(recipe, axis) for recipe in same))
         text = yaml.safe_dump(content, sort_keys=False)
         write_atomically(folder / f"recipe-{dataset}-{_digest(content)}.yaml", text.encode())
 

@@ -14,7 +14,7 @@ import crrelu_ext
 from .files import append_line, read_lines
 from .loop import Epoch, precision
 from .processes import Processes
-from .recipe import Recipe
+from .recipe import Recipe, convert
 
 FILE = "results.jsonl"
 
@@ -40,7 +40,8 @@ def read(folder: Path) -> list[Result]:
     found = []
     for number, line in enumerate(read_lines(folder / FILE), start=1):
         try:
-            recipe, epochs = Recipe(**line["recipe"]), [Epoch(**one) for one in line["epochs"]]
+            knobs = {name: convert(name, value) for name, value in line["recipe"].items()}
+            recipe, epochs = Recipe(**knobs), [Epoch(**one) for one in line["epochs"]]
             found.append(Result(**{**line, "recipe": recipe, "epochs": epochs}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / FILE}, line {number} is no result: {error}") from error

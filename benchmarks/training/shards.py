@@ -180,9 +180,7 @@ def _index(folder: Path, split: str) -> dict[str, int]:
     names = [file.name for file in files]
     kept = folder / f"{split}.json"
     if kept.exists():
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError
-        ):  # another program's: written anew
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of another program
             index = json.loads(kept.read_text())
             if index["files"] == names:
                 return {name: int(index[name]) for name in ("samples", "classes")}

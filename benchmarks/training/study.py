@@ -11,9 +11,9 @@ from . import checkpoint, dpo, results
 from .build import build
 from .diagnosis import Diverged
 from .files import held
-from .loop import Epoch, Watch, train
+from .loop import Epoch, Watch, check_data, train
 from .processes import Processes
-from .recipe import OWN_DATA, PREFERENCES, Recipe
+from .recipe import PREFERENCES, Recipe
 from .results import Result
 
 Watching = Callable[[Recipe, int, int], Watch]
@@ -38,12 +38,7 @@ def run(
         for number, recipe in enumerate(recipes, start=1):
             cell = folder / "cells" / recipe.cell
             if recipe.cell in finished:
-                read_from = finished[recipe.cell]
-                if recipe.dataset in OWN_DATA and recipe.data_dir != read_from:
-                    raise ValueError(
-                        f"data_dir is {recipe.data_dir!r}; allowed is {read_from!r}, of which "
-                        f"{folder} has the result of {recipe.cell}, or another STUDY"
-                    )
+                check_data(recipe, finished[recipe.cell], f"the result of {recipe.cell}")
                 if processes.first:  # killed between the two lines below, it still has them
                     _drop_checkpoints(cell)
                 continue

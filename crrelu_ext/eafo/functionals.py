@@ -190,7 +190,7 @@ def crrelu_inverse_error(epsilon: float) -> InverseError:
         raise ValueError(f"epsilon is {epsilon}; allowed are finite numbers up to 1e100")
 
     def error(x: Tensor | float) -> Tensor:
-        x = torch.as_tensor(x, dtype=torch.float64)
+        x = torch.as_tensor(x, dtype=torch.float64, device="cpu")
         z = x + epsilon * x * torch.exp(-x * x / 2)
         return (z - epsilon * z * torch.exp(-z * z / 2) - x).abs()
 

@@ -98,8 +98,12 @@ class Streams(Measured):
         inside = masses.sum(-1)
         self.unseen = inside + outside == 0
         self.still = (inside >= FEWEST_SAMPLES) & (outside == 0) & _does_not_vary(masses)
-        self.masses = keep * self.masses + masses
-        self.outside = keep * self.outside + outside
+        # A pause adds nothing to what is known; nor does one that came before all else stay.
+        had = self.masses.sum(-1)
+        held = self.still & (had > 0)
+        part = keep * ~(_does_not_vary(self.masses) & (had >= FEWEST_SAMPLES))
+        self.masses = self.masses.where(held[:, None], part[:, None] * self.masses + masses)
+        self.outside = self.outside.where(held, part * self.outside + outside)
         self.not_finite = self.not_finite + counts[:, NOT_FINITE]
 
     def calibrate(self) -> None:

@@ -72,6 +72,14 @@ def test_knobs_that_nothing_reads(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("models", [["digits-vit", "resnet18"], ["resnet18", "digits-vit"]])
+def test_what_is_written_has_what_some_models_read(tmp_path: Path, models: list[str]) -> None:
+    request = {"dataset": "cifar10", "model": models, "drop_path": 0.3}
+    write(request, tmp_path)
+    (file,) = tmp_path.glob("*.yaml")
+    assert {one.cell for one in cells(read(file))} == {one.cell for one in cells(request)}
+
+
 def test_the_same_cell_twice_is_one() -> None:
     assert len(cells({"seed": [0, 0], "activation": ["gelu", "crrelu", "gelu"]})) == 2
     with pytest.raises(ValueError, match=r"seed is \[\]; allowed are one value and more"):

@@ -107,8 +107,32 @@ def test_other_data_are_another_study(tmp_path: Path) -> None:
             (tmp_path / name / split / "all.txt").write_text(name * 20_000)
     study_of = tmp_path / "study"
     run_study(study_of, {**request, "data_dir": str(tmp_path / "a")})
-    with pytest.raises(ValueError, match=r"data_dir is .*b'; allowed is .*a', of which .* or ano"):
+    message = r"data_dir is .*b'; allowed is .*a', with which the result of .* or another STUDY"
+    with pytest.raises(ValueError, match=message):
         run_study(study_of, {**request, "data_dir": str(tmp_path / "b")})
+
+    class Stop(Nobody):
+        def epoch(self, number: int, epoch: Any, learning_rate: float) -> None:
+            raise KeyboardInterrupt
+
+    begun = {**request, "epochs": 2, "checkpoint_every": 1, "data_dir": str(tmp_path / "a")}
+    with pytest.raises(KeyboardInterrupt):
+        list(study.run(tmp_path / "two", cells(begun), ALONE, lambda *_: Stop()))
+    with pytest.raises(ValueError, match=r"allowed is .*a', with which .*checkpoint\.pt was made"):
+        run_study(tmp_path / "two", {**begun, "data_dir": str(tmp_path / "b")})
+
+
+def test_older_results_are_the_same_cells(tmp_path: Path) -> None:
+    """In whose lines a number may be of another type than its knob."""
+    request = {**VIT, "epochs": 2}
+    run_study(tmp_path, request)
+    file = tmp_path / results.FILE
+    content = json.loads(file.read_text())
+    assert content["recipe"]["warmup_epochs"] == 1.0
+    content["recipe"]["warmup_epochs"] = 1
+    file.write_text(json.dumps(content) + "\n")
+    (result,) = results.read(tmp_path)
+    assert [result.recipe.cell] == [one.cell for one in cells(request)]
 
 
 def test_nothing_to_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
