@@ -54,6 +54,11 @@ def load(recipe: Recipe, processes: Processes) -> tuple[Images, Source, Source]:
         on_train, on_test = imagenet_transforms(size)
         shards = Shards(folder, "train", on_train, recipe, processes)
         of_test = Shards(folder, "val", on_test, recipe, processes)
+        if of_test.classes > shards.classes:
+            raise DataError(
+                f"{folder}/val-*.tar have {of_test.classes} classes, {folder}/train-*.tar have "
+                f"{shards.classes}"
+            )
         return Images(3, size, shards.classes), shards, of_test
     size = recipe.image_size or (32 if recipe.dataset in CLASSES else 224)
     if recipe.dataset in CLASSES:

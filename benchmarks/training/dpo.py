@@ -35,7 +35,7 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
     """Trains a cell, from the last checkpoint that a killed run has left whole.
 
     Raises:
-        DataError: the pairs are not there or broken.
+        DataError: the pairs are not there or broken. RuntimeError: nothing can be written there.
         ValueError: there is no such model.
         ImportError: trl is not installed.
     """
@@ -122,6 +122,8 @@ def run(cell: Path, recipe: Recipe, processes: Processes, watch: Watch) -> Resul
         checkpoint.save_weights(cell / "weights.pt", model, processes)
     except Diverged as error:
         diverged = str(error)
+    except (OSError, RuntimeError) as error:  # as on a full disk, where torch names no file
+        raise RuntimeError(f"{cell}: {error}") from error
     epochs = _epochs(task.state.log_history)
     environment = results.environment(recipe, processes)
     return Result(recipe, epochs, diverged, "pairs", parameters, environment)

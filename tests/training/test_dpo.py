@@ -126,6 +126,15 @@ def test_a_result_that_cannot_be_written_costs_no_training(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_full_disk_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("unexpected pos")  # as torch says it
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match=r"cells/stdlib-pairs-.*: unexpected pos"):
+        run(tmp_path)
+
+
 SHP = {
     "post_id": "ab12cd", "domain": "askbaking_train", "upvote_ratio": 0.99,
     "history": "Which flour keeps a loaf of bread soft for a week?",

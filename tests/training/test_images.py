@@ -171,7 +171,9 @@ def test_missing_folders(tmp_path: Path) -> None:
         data.load(recipe(tmp_path, "imagenet"), ALONE)
 
 
-def write_shards(folder: Path, *, of: int = 4, samples: int = 6) -> None:
+def write_shards(
+    folder: Path, *, of: int = 4, samples: int = 6, more_classes_in: str = "none"
+) -> None:
     pytest.importorskip("webdataset")
     chance = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -179,11 +181,17 @@ def write_shards(folder: Path, *, of: int = 4, samples: int = 6) -> None:
             with tarfile.open(folder / f"{split}-{shard:04d}.tar", "w") as tar:
                 for number in range(samples):
                     key = f"{shard:02d}{number:04d}"
-                    label = str((shard + number) % 3).encode()
+                    label = str((shard + number) % 3 + (split == more_classes_in)).encode()
                     for suffix, content in (("jpg", jpeg(chance)), ("cls", label)):
                         info = tarfile.TarInfo(f"{key}.{suffix}")
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
+
+
+def test_shards_with_other_classes(tmp_path: Path) -> None:
+    write_shards(tmp_path, more_classes_in="val")
+    with pytest.raises(DataError, match=r"val-\*.tar have 4 classes, .*train-\*.tar have 3"):
+        data.load(recipe(tmp_path, "imagenet-shards", image_size=32, batch_size=4), ALONE)
 
 
 def test_shards(tmp_path: Path) -> None:
