@@ -271,7 +271,8 @@ class _Run:
 
     def _load(self, file: Path) -> None:
         position = checkpoint.load(file, self.model, self.optimizer, self.processes)
-        check_data(self.recipe, position["data_dir"], str(file))
+        # One written before this was noted down is taken as it is.
+        check_data(self.recipe, position.get("data_dir", self.recipe.data_dir), str(file))
         self.done = [Epoch(**epoch) for epoch in position["epochs"]]
         losses = position["losses"].to(self.processes.device) / self.processes.world
         self.losses = list(losses.unbind())
