@@ -151,7 +151,7 @@ ctest-aarch64: $(BUILT)
 		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 		-DCMAKE_CROSSCOMPILING_EMULATOR='qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
 	$(VENV)/bin/cmake --build build/cmake-aarch64 --parallel $(JOBS)
-	$(VENV)/bin/ctest --test-dir build/cmake-aarch64 --output-on-failure
+	$(VENV)/bin/ctest --test-dir build/cmake-aarch64 --parallel $(JOBS) --output-on-failure
 
 # Another compiler, and what its sanitizers find.
 ctest-clang: $(BUILT)

@@ -238,6 +238,7 @@ def test_at_the_kink(device: str, dtype: torch.dtype, epsilon: float) -> None:
     for shared in (True, False):
         results = elementwise(x, parameter, shared=shared)
         assert torch.equal(results.value, torch.zeros_like(x))
+        assert results.value.signbit().tolist() == [False, epsilon > 0]  # as ReLU and the bump add
         assert torch.equal(results.input_derivative, parameter.expand(2))
         if results.epsilon_derivative is not None:
             assert torch.equal(results.epsilon_derivative, torch.zeros_like(x))

@@ -16,6 +16,8 @@ const InstructionSet kInstructionSets[] = {
      kernels_avx512},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
      kernels_avx2},
+#elif defined(__aarch64__)
+    {"neon", [] { return true; }, kernels_neon},
 #endif
     {"scalar", [] { return true; }, kernels_scalar},
 };

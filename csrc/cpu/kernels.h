@@ -45,8 +45,9 @@ inline constexpr int64_t kTileColumns = 512;
 /// At the most: the tensors it is of, and the numbers that its parameter is made of.
 inline constexpr int kMostInputs = 2, kMostNumbers = 3;
 
-/// Indexed by Storage. The AVX tables exist on x86-64 only.
+/// Indexed by Storage. The AVX tables exist on x86-64 only, those of NEON on aarch64.
 const Kernels* kernels_scalar(Activation activation);
+const Kernels* kernels_neon(Activation activation);
 const Kernels* kernels_avx2(Activation activation);
 const Kernels* kernels_avx512(Activation activation);
 

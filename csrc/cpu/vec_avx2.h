@@ -3,16 +3,11 @@
 #pragma once
 
 #include "../tabulated.h"
-#include "powers.h"
+#include "eighths.h"
 #include "storage.h"
 
 namespace crrelu {
 namespace {
-
-constexpr float kShifter = 0x1.8p20f;
-constexpr auto kEntries = table_less<8>(kPowers, 0.0f);
-constexpr auto kTable = table<uint32_t, 8, 20>(kPowers);
-constexpr auto kTableLow = table_less<8>(kPowersLow, kShifter * 0x1p-29f);
 
 struct Float32x8 {
   using real = float;
@@ -233,22 +228,12 @@ CRRELU_INLINE Float64x4 power_of_two(Float64x4 n) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(biased.v), 52));
 }
 
-/// In two factors, so that a result may be subnormal; below 2^-252 and 2^-2044 nothing is left of
-/// a.
-CRRELU_INLINE Float32x8 ldexp(Float32x8 a, Float32x8 n) {
-  const Float32x8 whole = _mm256_floor_ps(max(n, Float32x8(-252.0f)).v);
-  const Float32x8 half = _mm256_floor_ps((whole * Float32x8(0.5f)).v);
-  return a * power_of_two(half) * power_of_two(whole - half);
-}
-CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) {
-  const Float64x4 whole = _mm256_floor_pd(max(n, Float64x4(-2044.0)).v);
-  const Float64x4 half = _mm256_floor_pd((whole * Float64x4(0.5)).v);
-  return a * power_of_two(half) * power_of_two(whole - half);
-}
+CRRELU_INLINE Float32x8 ldexp(Float32x8 a, Float32x8 n) { return ldexp_in_halves(a, n, -252); }
+CRRELU_INLINE Float64x4 ldexp(Float64x4 a, Float64x4 n) { return ldexp_in_halves(a, n, -2044); }
 
 // Powers: c * 2^(j/8), the table's entries, and what rounding took from each, as a part of it, and
-// from 2 ln 2 (powers.h); and what the bits of c's exponent are above those of 1/2. No table of
-// doubles: a permute of them reaches only two lanes.
+// from 2 ln 2 (powers.h); and what the bits of c's exponent are above those of 1/2. Of doubles c
+// alone.
 CRRELU_INLINE Float32x8::Powers::Powers()
     : entries(_mm256_load_si256((const __m256i*)kTable.entries)),
       lost(_mm256_load_ps(kTableLow.entries)),
@@ -285,6 +270,11 @@ CRRELU_INLINE Float32x8 high_part(const Float32x8::Powers& powers, Float32x8 pow
   return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(n, 20)));
 }
 
+CRRELU_INLINE Float64x4 high_part(const Float64x4::Powers& powers, Float64x4 power) {
+  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(powers.c),
+                                              _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
+}
+
 /// What rounding took, as a part.
 CRRELU_INLINE Float32x8 lost(const Float32x8::Powers& powers, Float32x8 shifted) {
   const __m256i n = _mm256_castps_si256(shifted.v);
@@ -295,35 +285,12 @@ CRRELU_INLINE Float32x8 lost(const Float32x8::Powers& powers, Float32x8 shifted)
 template <Precision P>
 CRRELU_INLINE Significand<P, Float32x8> Float32x8::exp_reduced(Float32x8 power, Float32x8 shifted,
                                                                Float32x8 r, const Powers& powers) {
-  const Float32x8 high = high_part(powers, power);
-  if constexpr (P == Precision::kFull) {
-    Float32x8 p = fma(r, Float32x8(0x1.555acep-9f), Float32x8(-0x1.555d88p-6f));  // 2.4e-10
-    p = fma(p, r, Float32x8(0.125f));
-    p = fma(p, r, Float32x8(-0.5f));
-    return {high, fma(r, p, lost(powers, shifted))};
-  } else {
-    Float32x8 p = fma(r, Float32x8(-0x1.555b7cp-6f), Float32x8(0x1.0007bp-3f));  // 3.8e-8
-    p = fma(p, r, Float32x8(-0.5f));
-    return fma(high * r, p, high);
-  }
+  return exp_by_eighths<P>(power, shifted, r, powers);
 }
-
 template <Precision P>
 CRRELU_INLINE Significand<P, Float64x4> Float64x4::exp_reduced(Float64x4 power, Float64x4,
                                                                Float64x4 r, const Powers& powers) {
-  const Float64x4 high = _mm256_castsi256_pd(_mm256_add_epi64(
-      _mm256_castpd_si256(powers.c), _mm256_slli_epi64(_mm256_castpd_si256(power.v), 52)));
-  Float64x4 p = fma(r, Float64x4(-0x1.af4de97ca4194p-37), Float64x4(0x1.28a2ca617b969p-32));
-  p = fma(p, r, Float64x4(-0x1.71de0231960ebp-28));  // 9.9e-18
-  p = fma(p, r, Float64x4(0x1.a019a6611cad5p-24));
-  p = fma(p, r, Float64x4(-0x1.a01a01abe7fe1p-20));
-  p = fma(p, r, Float64x4(0x1.6c16c17f46982p-16));
-  p = fma(p, r, Float64x4(-0x1.11111111100dcp-12));
-  p = fma(p, r, Float64x4(0x1.55555555520a4p-9));
-  p = fma(p, r, Float64x4(-0x1.5555555555557p-6));
-  p = fma(p, r, Float64x4(0x1.0000000000005p-3));
-  p = fma(p, r, Float64x4(-0.5));
-  return {high, r * p};
+  return exp_by_ones(power, r, powers);
 }
 
 }  // namespace

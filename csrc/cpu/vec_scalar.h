@@ -167,7 +167,7 @@ CRRELU_INLINE Significand<P, Float64x1> Float64x1::exp_reduced(Float64x1 power, 
     p = p * r + 0x1.55555555520a4p-9;
     p = p * r - 0x1.5555555555557p-6;
     p = p * r + 0x1.0000000000005p-3;
-    return {Float64x1(high), Float64x1(r * (p * r - 0.5))};
+    return {Float64x1(high), Float64x1(r * (p * r - 0.5) + 0.0)};  // never -0: f(-0) is -0 so
   }
 }
 

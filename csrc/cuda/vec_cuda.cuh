@@ -43,7 +43,7 @@ struct Float32x1 {
       p = std::fma(p, r, -0x1.555492p-6f);
       p = std::fma(p, r, 0x1.fffffcp-4f);
       p = std::fma(p, r, -0.5f);
-      return {Float32x1(high), Float32x1(r * p)};
+      return {Float32x1(high), Float32x1(std::fma(r, p, 0.0f))};  // never -0: f(-0) is -0 so
     }
   }
 

@@ -107,6 +107,20 @@ double largest_number() {
   }
 }
 
+template <class S>
+S minus_zero() {
+  if constexpr (kIs16Bit<S>) {
+    return S{0x8000};
+  } else {
+    return -S(0);
+  }
+}
+template <class S>
+bool is_minus_zero(S x) {
+  const S known = minus_zero<S>();
+  return std::memcmp(&x, &known, sizeof(S)) == 0;
+}
+
 /// Limits that are known without an oracle.
 template <class S>
 void test_limits() {
@@ -120,6 +134,10 @@ void test_limits() {
       double x, value, slope, epsilon_slope;
     } limits[] = {{NAN, NAN, NAN, NAN}, {inf, inf, 1, 0},  {-inf, 0, 0, 0},   {most, most, 1, 0},
                   {-most, 0, 0, 0},     {0.0, 0, at_0, 0}, {-0.0, 0, at_0, 0}};
+    const S at_minus_0 = Results<S>(kernels<S>(), {minus_zero<S>()}, epsilon).value[0];
+    check(is_minus_zero(at_minus_0) == (epsilon > 0),
+          "%s, epsilon %g: f(-0) has another sign than ReLU's plus the bump's", Stored<S>::kName,
+          double(epsilon));
     for (const auto& limit : limits) {
       const Results<S> results(kernels<S>(), {rounded<S>(limit.x)}, epsilon);
       check(is(results.value[0], limit.value) && is(results.slope[0], limit.slope) &&
