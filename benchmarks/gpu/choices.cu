@@ -40,9 +40,8 @@ void backward(const Machine& machine, const Operands& operands, const void* grad
     return Launches<CRReLU, S>::backward(machine, operands, grad_output, grad_inputs, grad_epsilon,
                                          slots);
   }
-  auto runs =
-      plan_runs<S>(operands.layout, kTile<S, kBackwardPacks<CRReLU>>, machine.multiprocessors);
-  runs.misaligned = misaligned_elements<S>(grad_input);
+  const auto runs = plan_runs<CRReLU, S, kBackwardPacks<CRReLU>>(
+      operands.layout, misaligned_elements<S>(grad_input), machine.multiprocessors);
   launch(backward_runs_and_fold<CRReLU, S>, dim3(runs.parts), dim3(kThreads), machine.stream,
          operands, Gradients{grad_output, {grad_input}}, Sums{slots, {grad_epsilon, true}}, runs,
          done);

@@ -15,15 +15,17 @@ namespace crrelu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-/// At least so many blocks share a multiprocessor: 80 registers for a thread; of rows, where a
-/// thread keeps a pack's epsilons and sums, 128.
-constexpr int kResident = 3;
+/// At least so many blocks share a multiprocessor: 64 registers for a thread. The gated and the
+/// placed form take 80; of rows, where a thread keeps a pack's epsilons and sums, 128; and so
+/// where a table's rows are looked up for a pack's lanes.
+constexpr int kResident = 4;
 constexpr int kResidentOfRows = 2;
-/// A table's rows, looked up for a pack's lanes, take registers too.
 template <class F>
-constexpr int kResidentOf = F::kNumbers > 0 ? kResident : 2;
-/// Loads of 16 bytes that a thread issues before it waits. With 768 threads that makes 48 KiB in
-/// flight per multiprocessor; Little's law asks for 25 KiB (4.8 TB/s · 700 ns / 132).
+constexpr int kResidentOf = F::kNumbers == 0                      ? 2
+                            : F::kInputs == 1 && F::kNumbers == 1 ? kResident
+                                                                  : 3;
+/// Loads of 16 bytes that a thread issues before it waits. With 1024 threads that makes 64 KiB in
+/// flight per multiprocessor at most; Little's law asks for 25 KiB (4.8 TB/s · 700 ns / 132).
 constexpr int kLoads = 4;
 
 template <int kTensors>
@@ -157,6 +159,7 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
     plain = plain && misalignment(sources[k]) == 0;
   }
   if (plain) {
+    if (whole == 0) return;
     Bits inputs[kPacks][F::kInputs] = {};
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
@@ -167,8 +170,7 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
     }
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
-      const Bits result = value<F, S>(inputs[q], parameter);
-      if (whole >> q & 1) store_whole(output + q * batch.stride, result);
+      if (whole >> q & 1) store_whole(output + q * batch.stride, value<F, S>(inputs[q], parameter));
     }
     return;
   }
@@ -210,6 +212,7 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
     plain = plain && misalignment(sources[k]) == 0 && misalignment(targets[k]) == 0;
   }
   if (plain) {
+    if (whole == 0) return sum;
     Bits inputs[kPacks][F::kInputs] = {}, grad_outputs[kPacks] = {};
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
@@ -221,11 +224,11 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
     }
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
+      if (!(whole >> q & 1)) continue;
       const auto result = gradients<F, S>(grad_outputs[q], inputs[q], parameter);
 #pragma unroll
       for (int k = 0; k < F::kInputs; ++k) {
-        if (targets[k] && (whole >> q & 1))
-          store_whole(targets[k] + q * batch.stride, pack_of<S>(result.inputs[k]));
+        if (targets[k]) store_whole(targets[k] + q * batch.stride, pack_of<S>(result.inputs[k]));
       }
       if constexpr (F::kNumbers > 0) sum = sum + result.parameter;
     }

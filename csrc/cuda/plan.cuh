@@ -24,7 +24,9 @@ constexpr int64_t kMostTilesOfRow = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t blocks_for(int multiprocessors) { return kWaves * kResident * multiprocessors; }
+int64_t blocks_for(int resident, int multiprocessors) {
+  return kWaves * resident * multiprocessors;
+}
 
 /// Elements by which a tensor starts behind a multiple of 16 bytes.
 template <class S>
@@ -37,16 +39,19 @@ bool in_rows(const Layout& layout, int tile) {
   return layout.channels > 1 && layout.inner < shortest;
 }
 
-/// Runs, cut into tiles of so many elements.
-template <class S>
-Runs plan_runs(const Layout& layout, int elements, int multiprocessors) {
+/// Runs, cut into tiles of so many packs; the first starts `misaligned` elements behind a pack's
+/// beginning, the others where it comes.
+template <class F, class S, int kPacks>
+Runs plan_runs(const Layout& layout, int misaligned, int multiprocessors) {
   Runs runs{};
+  runs.misaligned = misaligned;
   const int64_t count = layout.outer * layout.channels;
   runs.inner = layout.inner;
   runs.count = static_cast<uint32_t>(count);
   runs.channels = static_cast<uint32_t>(layout.channels);
-  const int64_t tiles = ceil_div(layout.inner + kLanesOf<S> - 1, elements);
-  const int64_t parts = ceil_div(blocks_for(multiprocessors), count);
+  const int before = layout.inner % kLanesOf<S> ? kLanesOf<S> - 1 : misaligned;
+  const int64_t tiles = ceil_div(layout.inner + before, kTile<S, kPacks>);
+  const int64_t parts = ceil_div(blocks_for(kResidentOf<F>, multiprocessors), count);
   runs.tiles = static_cast<uint32_t>(tiles);
   runs.parts =
       count == 1 && tiles <= kTilesOfOneBlock ? 1 : static_cast<uint32_t>(std::min(tiles, parts));
@@ -75,7 +80,8 @@ struct RowsPlan {
     rows.tiles = static_cast<uint32_t>(tiles);
     plan.warps = static_cast<uint32_t>(std::min<int64_t>(count, kMostWarps));
     const bool one_band = layout.outer <= kRowsOfOneBand;
-    const int64_t bands = one_band ? 1 : ceil_div(blocks_for(multiprocessors), tiles);
+    const int64_t blocks = blocks_for(kResidentOfRows, multiprocessors);
+    const int64_t bands = one_band ? 1 : std::max<int64_t>(1, blocks / tiles);
     const int64_t multiple = plan.warps * step;
     rows.band = ceil_div(ceil_div(count, bands), multiple) * multiple;
     plan.bands = static_cast<uint32_t>(ceil_div(count, rows.band));
@@ -111,8 +117,8 @@ struct Launches {
                       plan.rows);
       }
     }
-    auto runs = plan_runs<S>(operands.layout, kTile<S, kForwardPacks<F>>, machine.multiprocessors);
-    runs.misaligned = misaligned_elements<S>(output);
+    const auto runs = plan_runs<F, S, kForwardPacks<F>>(
+        operands.layout, misaligned_elements<S>(output), machine.multiprocessors);
     launch(forward_runs<F, S>, dim3(runs.count * runs.tiles), dim3(kThreads), machine.stream,
            operands, y, runs);
   }
@@ -138,18 +144,19 @@ struct Launches {
         return;
       }
     }
-    auto runs = plan_runs<S>(layout, kTile<S, kBackwardPacks<F>>, machine.multiprocessors);
-    runs.misaligned = misaligned_elements<S>(anchor);
+    const auto runs = plan_runs<F, S, kBackwardPacks<F>>(layout, misaligned_elements<S>(anchor),
+                                                         machine.multiprocessors);
     launch(backward_runs<F, S>, dim3(runs.count * runs.parts), dim3(kThreads), machine.stream,
            operands, grads, sums, runs);
     if (sums.slots) launch_fold(machine, slots, slots_of(runs, layout), gradient);
   }
 
+  /// At the most, wherever the tensors start.
   static int64_t slots(const Layout& layout, int multiprocessors) {
     if (in_rows(layout, kTile<S, kBackwardPacks<F>>))
       return count(RowsPlan::of<S>(layout, kBackwardPacks<F>, multiprocessors).slots());
-    return count(
-        slots_of(plan_runs<S>(layout, kTile<S, kBackwardPacks<F>>, multiprocessors), layout));
+    const auto runs = plan_runs<F, S, kBackwardPacks<F>>(layout, kLanesOf<S> - 1, multiprocessors);
+    return count(slots_of(runs, layout));
   }
 
  private:

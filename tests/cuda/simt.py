@@ -42,11 +42,15 @@ class Settings(ctypes.Structure):
 
 
 class Counts(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("loaded", "stored", "launches", "blocks"))
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("loaded", "stored", "launches", "blocks", "exponentials")
+    )
     loaded: int
     stored: int
     launches: int
     blocks: int
+    exponentials: int
 
 
 class Call(ctypes.Structure):

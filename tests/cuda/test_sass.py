@@ -28,8 +28,8 @@ class Budget(NamedTuple):
     """MUFU.EX2 for each element, on either of the formula's two paths."""
 
 
-# Runs: 3 blocks of 256 threads to a multiprocessor; rows, and tables: 2.
-RUNS, ROWS = 80, 128
+# Runs: 3 blocks of 256 threads to a multiprocessor, 4 of CRReLU itself; rows, and tables: 2.
+RUNS, RUNS_OF_PLAIN, ROWS = 80, 64, 128
 BUDGETS = {
     ("forward_runs", "float"): Budget(RUNS, 4, 0),
     ("forward_runs", "double"): Budget(RUNS, 4, 0),
@@ -143,7 +143,8 @@ def test_budget(kernels: dict[str, Kernel], name: str, stored: str, activation: 
     streams = ACTIVATIONS[activation] + name.startswith("backward")
     packs = max(1, budget.loads // streams)
     written = ACTIVATIONS[activation] if name.startswith("backward") else 1
-    assert kernel.registers <= budget.registers
+    plain_runs = activation == "CRReLU" and budget.registers == RUNS
+    assert kernel.registers <= (RUNS_OF_PLAIN if plain_runs else budget.registers)
     assert kernel.loads_in_flight() >= packs * streams
 
     # Each pack of the main loop and the one of the ragged loop; the formula has two paths.

@@ -278,6 +278,24 @@ def test_every_byte_is_moved_once(library: Path, dtype: torch.dtype) -> None:
     assert machine.counts.loaded == 2 * x.nbytes + 4 * 256 * slots + 8 * slots
 
 
+def test_what_a_tile_lacks_is_not_computed(library: Path) -> None:
+    """Images that leave a part of a block's tile empty, and one that fills two tiles."""
+    machine = Machine(library, multiprocessors=132)
+    for layout, tiles in (
+        (Layout(2, 5, 1024), 1),
+        (Layout(2, 5, 3136), 1),
+        (Layout(2, 8, 16384), 2),
+    ):
+        x, epsilon = placed(normal(layout.numel, torch.bfloat16, 0), 0), torch.ones(layout.channels)
+        output = machine.forward([x], epsilon, layout, placed(x, 0))
+        assert machine.counts.exponentials == layout.numel
+        assert machine.counts.blocks == 2 * layout.channels * tiles
+        machine.backward(
+            output, [x], epsilon, layout, [placed(x, 0), None], torch.empty_like(epsilon)
+        )
+        assert machine.counts.exponentials == layout.numel
+
+
 @pytest.mark.parametrize("layout", [Layout(1, 1, 4096), Layout(32, 768, 1)], ids=str)
 def test_small_sizes_take_one_launch(library: Path, dtype: torch.dtype, layout: Layout) -> None:
     x, epsilon = normal(layout.numel, dtype, 0), torch.ones(layout.channels)
@@ -332,7 +350,7 @@ def test_equal_terms(library: Path) -> None:
         assert_sums(result.grad_epsilon, terms_by_channel([input], ones, layout), torch.float32)
 
 
-HUGE = 4096 * 12 * 132 * 331 - 2048
+HUGE = 4096 * 16 * 132 * 249 - 2048
 """Elements of a bfloat16 tensor: more than 2^31 of them, and 2^32 bytes. Of the backward pass on
 132 multiprocessors the last block has the last tile."""
 

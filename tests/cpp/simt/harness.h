@@ -17,6 +17,7 @@ struct Settings {
 struct Counts {
   int64_t loaded, stored;  // bytes
   int64_t launches, blocks;
+  int64_t exponentials;  // of the kind that exp2_approx is
 };
 
 /// The tensors as csrc/cuda/kernels.h wants them; `sizes` is outer, channels, inner.

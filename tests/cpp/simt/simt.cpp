@@ -149,6 +149,7 @@ bool access(const void* p, size_t size, size_t alignment, bool writes) {
 
 // Any, but by the argument alone, as a machine would.
 int exp2_error(float x) {
+  ++counts.exponentials;
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
   const int choices = 2 * settings.exp2_error + 1;
