@@ -21,7 +21,9 @@
 //     fraction(shifted)         of such a sum the part below 1, as if the shifter had been added,
 //     exp_reduced<P>(power, shifted, r)  2^(power - shifter) * exp(-r/2) where that is a normal
 //                               number, power being shifted or its fraction,
-//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2.
+//     kMendsTwoLn2              whether that makes good what rounding took from 2 ln 2, and
+//     kHasExp2                  whether there is exp2(a), and floor(a), for Precision::kHalf, which
+//                               then takes none of these.
 // For cpu/loops.h also
 //     Powers(real c)            the tabulated c * 2^(j/k),
 //     exp_reduced<P>(power, shifted, r, powers)  c times as much,
@@ -196,7 +198,7 @@ struct SharedEpsilon {
 };
 
 /// exp(-x^2/2) = 2^exponent * exp(-r/2), exponent a multiple of what V tabulates, r small.
-template <Precision P, class V>
+template <Precision P, class V, bool kByExp2 = V::kHasExp2 && P == Precision::kHalf>
 struct Reduced {
   V shifted, exponent, r;
 
@@ -213,6 +215,31 @@ struct Reduced {
       r = r + (V::kMendsTwoLn2 ? lost : fma(exponent, V(C::kTwoLn2Low), lost));
     }
   }
+  /// exp(-x^2/2) where that is a normal number, and 2^-exponent times as much; or so many times as
+  /// the powers say.
+  template <class... Powers>
+  CRRELU_INLINE Significand<P, V> whole(const Powers&... powers) const {
+    return V::template exp_reduced<P>(shifted, shifted, r, powers...);
+  }
+  template <class... Powers>
+  CRRELU_INLINE Significand<P, V> significand(const Powers&... powers) const {
+    return V::template exp_reduced<P>(V::fraction(shifted), shifted, r, powers...);
+  }
+};
+
+/// exp(-x^2/2) = 2^power by the machine's own instruction, whose error is larger than what rounding
+/// takes from the power. Near 0 exponent is 0: both ways take the same power.
+template <Precision P, class V>
+struct Reduced<P, V, true> {
+  V power, exponent;
+
+  explicit CRRELU_INLINE Reduced(V x) {
+    using C = Constants<typename V::real>;
+    power = x * x * V(-C::kHalfLog2e);
+    exponent = select(greater(V(-C::kHalfLog2e * C::kNearSquare), power), floor(power), V(0));
+  }
+  CRRELU_INLINE V whole() const { return V::exp2(power); }
+  CRRELU_INLINE V significand() const { return V::exp2(power - exponent); }
 };
 
 template <class V>
@@ -260,7 +287,7 @@ CRRELU_INLINE Point<V> evaluate(V x, const Begun<P, V>& begun, const Epsilon<V>&
   if (begun.near) {
     const V u = begun.u;
     const Reduced<P, V>& g = begun.reduced;
-    const auto gaussian = V::template exp_reduced<P>(g.shifted, g.shifted, g.r);
+    const auto gaussian = g.whole();
     factor = epsilon.value;
     epsilon_slope = u * total(sum(gaussian));
     in_slope = times(one_minus_square(u), sum(gaussian));
@@ -268,7 +295,7 @@ CRRELU_INLINE Point<V> evaluate(V x, const Begun<P, V>& begun, const Epsilon<V>&
   } else {
     const V c = clamp(begun.u);
     const Reduced<P, V> g(c);
-    const auto gaussian = V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r);
+    const auto gaussian = g.significand();
     const V exponent = g.exponent + epsilon.exponent;
     factor = epsilon.significand;
     epsilon_slope = ldexp(c * total(sum(gaussian)), g.exponent);
@@ -289,15 +316,14 @@ CRRELU_INLINE Point<V> evaluate(V x, const Begun<P, V>& begun, const SharedEpsil
   if (begun.near) {
     const V u = begun.u;
     const Reduced<P, V>& g = begun.reduced;
-    bump = rounded(V::template exp_reduced<P>(g.shifted, g.shifted, g.r, epsilon.powers));
+    bump = rounded(g.whole(epsilon.powers));
     epsilon_slope = u * over_power(bump, epsilon.powers);
     in_value = u;
     in_slope = one_minus_square(u);
   } else {
     const V c = clamp(begun.u);
     const Reduced<P, V> g(c);
-    const V whole =
-        rounded(V::template exp_reduced<P>(V::fraction(g.shifted), g.shifted, g.r, epsilon.powers));
+    const V whole = rounded(g.significand(epsilon.powers));
     const V of_x = max(g.exponent, V(C::kExponentOfX));
     bump = ldexp(whole, g.exponent - of_x);
     epsilon_slope = ldexp(c * over_power(whole, epsilon.powers), g.exponent);

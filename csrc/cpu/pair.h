@@ -49,6 +49,7 @@ struct Pair {
   using Mask = PairOf<typename V::Mask>;
   static constexpr int kLanes = 2 * V::kLanes;
   static constexpr bool kMendsTwoLn2 = V::kMendsTwoLn2;
+  static constexpr bool kHasExp2 = V::kHasExp2;
   using Powers = typename V::Powers;
   V a, b;
 
@@ -58,6 +59,7 @@ struct Pair {
 
   static CRRELU_INLINE Pair shifter() { return {V::shifter(), V::shifter()}; }
   static CRRELU_INLINE Pair fraction(Pair x) { return {V::fraction(x.a), V::fraction(x.b)}; }
+  static CRRELU_INLINE Pair exp2(Pair x) { return {V::exp2(x.a), V::exp2(x.b)}; }
   template <Precision P>
   static CRRELU_INLINE auto exp_reduced(Pair power, Pair shifted, Pair r) {
     return pair(V::template exp_reduced<P>(power.a, shifted.a, r.a),

@@ -14,6 +14,7 @@ struct Float32x8 {
   using Mask = Float32x8;
   static constexpr int kLanes = 8;
   static constexpr bool kMendsTwoLn2 = true;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = false;
   __m256 v;
 
@@ -107,6 +108,7 @@ struct Float64x4 {
   using Mask = Float64x4;
   static constexpr int kLanes = 4;
   static constexpr bool kMendsTwoLn2 = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = false;
   __m256d v;
 

@@ -32,6 +32,7 @@ struct Float32x16 {
   using Mask = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr bool kMendsTwoLn2 = true;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = true;
   __m512 v;
 
@@ -154,6 +155,7 @@ struct Float64x8 {
   using Mask = __mmask8;
   static constexpr int kLanes = 8;
   static constexpr bool kMendsTwoLn2 = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = true;
   __m512d v;
 

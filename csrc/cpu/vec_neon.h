@@ -17,6 +17,7 @@ struct Float32x4 {
   using Mask = uint32x4_t;
   static constexpr int kLanes = 4;
   static constexpr bool kMendsTwoLn2 = true;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = false;
   float32x4_t v;
 
@@ -84,6 +85,7 @@ struct Float64x2 {
   using Mask = uint64x2_t;
   static constexpr int kLanes = 2;
   static constexpr bool kMendsTwoLn2 = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = false;
   float64x2_t v;
 

@@ -25,6 +25,7 @@ struct Float64x1 {
   using Mask = bool;
   static constexpr int kLanes = 1;
   static constexpr bool kMendsTwoLn2 = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr bool kManyRegisters = false;
   double v;
 

@@ -28,9 +28,8 @@ from ..tolerances import NEIGHBOUR, assert_sums
 from . import simt
 from .simt import Layout, Machine
 
-EXP2_ERROR = 1
-"""In ulp, around the correctly rounded result. CUDA's table of its functions' errors gives expf as
-1, which is this instruction on a reduced argument, as here; for exp2f on any it gives 2."""
+EXP2_ERROR = 2
+"""In ulp, around the correctly rounded result: what CUDA's documentation allows the instruction."""
 VALUE_ERROR = {torch.float32: 4, torch.float64: 4, torch.bfloat16: 1.01, torch.float16: 1.05}
 """Of f and its derivatives: in ulps of the larger term."""
 EPSILONS = (0.01, -0.7, -1.69, 1.9)
@@ -145,6 +144,24 @@ def test_accuracy(library: Path, dtype: torch.dtype, epsilon: float) -> None:
     assert_exact(result.output, formula.value(parameter.item()))
     assert result.grad_inputs[0] is not None
     assert_exact(result.grad_inputs[0], formula.input_derivative(parameter.item()))
+
+
+@pytest.mark.parametrize("epsilon", [*EPSILONS, 3.7, -2e30])
+def test_neighbours_do_not_matter(library: Path, dtype: torch.dtype, epsilon: float) -> None:
+    """Beside a number far from 0, all that is computed together goes the other way."""
+    x = sample(dtype)
+    parameter, machine = torch.tensor([epsilon], dtype=torch.float32), Machine(library)
+
+    def results(beside: Tensor) -> list[Tensor]:
+        both = torch.stack([x, beside], 1).flatten()
+        layout = Layout(1, 1, len(both))
+        ones = torch.ones_like(both)
+        result = evaluate(machine, [both], parameter, ones, layout, wanted=(True, False))
+        assert result.grad_inputs[0] is not None
+        return [tensor[::2].nan_to_num(0.5) for tensor in (result.output, result.grad_inputs[0])]
+
+    for alone, mixed in zip(results(x), results(torch.full_like(x, 50)), strict=True):
+        assert torch.equal(bits(alone), bits(mixed))
 
 
 def test_limits(library: Path, dtype: torch.dtype) -> None:
