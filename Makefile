@@ -37,7 +37,8 @@ help:
 	@echo 'make test            build in .venv and run the tests'
 	@echo 'make cuda-check      build the CUDA kernels for common GPUs and prove them without one'
 	@echo 'make gpu OUT=folder  all of the CUDA tests and benchmarks on the GPU that is here, in the'
-	@echo '                     current Python, without a network (9 minutes)'
+	@echo '                     current Python, without a network (9 minutes); PARTS="ncu tests"'
+	@echo '                     does these alone'
 	@echo 'make gpu-choices     what other choices in the kernels would change on the GPU that is here'
 	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
 	@echo 'make study           train small models with six activations (8 minutes)'
@@ -98,7 +99,7 @@ cuda-check: has-nvcc cuda-installed
 	cd $(CUDA)/source && ../venv/bin/python benchmarks/gpu/run.py --dry-run ../gpu
 
 gpu:
-	$(PYTHON) benchmarks/gpu/run.py '$(OUT)'
+	$(PYTHON) benchmarks/gpu/run.py '$(OUT)' $(if $(PARTS),--parts $(PARTS))
 
 gpu-choices:
 	mkdir -p '$(OUT)'

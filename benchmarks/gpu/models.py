@@ -39,6 +39,7 @@ MODELS = {
     "ViT-Tiny, CIFAR": Shape(256, 65, 192, 12, 3, causal=False, outputs=100),
 }
 """In the order of what matters, should the time not suffice. CIFAR: 8 by 8 patches."""
+SMALLEST = "GPT-2 small, one MLP block"
 
 
 def mlp(width: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
