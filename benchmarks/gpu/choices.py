@@ -29,6 +29,19 @@ from torch import Tensor
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SHIPPED, ONE_LAUNCH = "as shipped", "one launch"
+LAUNCH = "template <class... Parameters, class... Arguments>\nvoid launch("
+LAUNCH_EARLY = """
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+                  const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{grid, block, 0, stream, &attribute, 1};
+  cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+"""
+"""Before the kernel in front has ended; from sm_90 on."""
 CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     SHIPPED: (),
     "2 loads, 4 blocks": (("kLoads = 4;", "kLoads = 2;"),),
@@ -43,6 +56,20 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "2 waves": (("kWaves = 4;", "kWaves = 2;"),),
     "8 waves": (("kWaves = 4;", "kWaves = 8;"),),
     "stores evicted first": (("st.global.v4.u32", "st.global.cs.v4.u32"),),
+    "second launch early": (
+        (LAUNCH, LAUNCH_EARLY + LAUNCH),
+        ("launch(fold<S>,", "launch_early(fold<S>,"),
+        (
+            "  total = block_sum(total);\n  if (threadIdx.x == 0) sums.",
+            '  asm volatile("griddepcontrol.launch_dependents;");\n'
+            "  total = block_sum(total);\n  if (threadIdx.x == 0) sums.",
+        ),
+        (
+            "  const int64_t channel = blockIdx.x;\n",
+            "  const int64_t channel = blockIdx.x;\n"
+            '  asm volatile("griddepcontrol.wait;" ::: "memory");\n',
+        ),
+    ),
 }
 """What is replaced by what; each stands in the sources once."""
 DTYPES = (torch.float32, torch.bfloat16)
