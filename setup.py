@@ -90,6 +90,8 @@ def native_build() -> dict[str, Any]:
         os.environ["CUDA_HOME"] = cuda_home
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_arch_list()
 
+    if not os.environ.get("CXX"):  # an empty one is no compiler, but cpp_extension would take it
+        os.environ.pop("CXX", None)
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     facts = {
@@ -109,8 +111,10 @@ def native_build() -> dict[str, Any]:
                 super().run()
             except RuntimeError as error:  # under a traceback the compiler's words would be buried
                 raise SystemExit(f"crrelu_ext was not built: {error}") from None
-            command = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
-            compiler = subprocess.check_output(command, text=True).splitlines()[0]
+            named = os.environ.get("CXX", "c++")  # a program, perhaps with arguments
+            command = [named] if shutil.which(named) else shlex.split(named)
+            output = subprocess.check_output([*command, "--version"], text=True)
+            compiler = output.splitlines()[0]
             package = Path(self.get_ext_fullpath("crrelu_ext._C")).parent
             record_build(package, native=True, compiler=compiler, **facts)
 

@@ -44,7 +44,7 @@ def environment_path() -> list[str]:
 
 def what_is_missing() -> str | None:
     """What the native build lacks here and how to get it, or None."""
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX") or "c++"
     try:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -58,7 +58,7 @@ def what_is_missing() -> str | None:
     if tuple(map(int, torch_version.split(".")[:2])) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
         return f"torch {torch_version} is too old.\nInstall torch {oldest} or newer first."
-    if shutil.which(shlex.split(compiler)[0]) is None:
+    if not any(map(shutil.which, [compiler, *shlex.split(compiler)[:1]])):
         return (
             f"there is no C++ compiler: {compiler!r} is not on PATH.\n"
             "Install one (Debian, Ubuntu: apt install g++), or name one in the variable CXX."

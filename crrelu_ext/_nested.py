@@ -53,10 +53,16 @@ def on_values(
                 f"{name}: inputs have shapes {[tuple(x.shape) for x in inputs]}, at least one of "
                 "them nested; allowed are nested tensors of one ragged shape"
             )
+    for argument, other in zip(
+        ("epsilon", "place") if others else ("table",), (parameter, *others), strict=False
+    ):
+        if isinstance(other, Tensor):
+            check_not_nested(name, argument, other)
     ragged = first._ragged_idx
     if others and parameter.numel() != 1:
         channel_dim = others[-1]
-        if not ragged < channel_dim % first.dim():
+        inside = -first.dim() <= channel_dim < first.dim()
+        if not (inside and ragged < channel_dim % first.dim()):
             raise ValueError(
                 f"{name}: channel_dim is {channel_dim}; with a nested tensor of {first.dim()} "
                 f"dimensions, allowed are those behind the ragged one, {ragged}"
@@ -64,5 +70,10 @@ def on_values(
         others = (*others[:-1], channel_dim % first.dim() - 1)  # values have no batch dimension
     values = function(*(x.values() for x in inputs), parameter, *others)
     return torch.nested.nested_tensor_from_jagged(
-        values, first.offsets(), first.lengths(), jagged_dim=ragged
+        values,
+        first.offsets(),
+        first.lengths(),
+        jagged_dim=ragged,
+        min_seqlen=first._maybe_min_seqlen,
+        max_seqlen=first._maybe_max_seqlen,
     )

@@ -28,10 +28,11 @@ _MEND = (
 
 
 def _read_build_config() -> dict[str, Any]:
-    """What setup.py recorded about the build; empty in a source tree that was never built."""
+    """What setup.py recorded about the build; empty in a source tree that was never built, or
+    whose build was interrupted."""
     try:
         config: dict[str, Any] = json.loads((_PACKAGE / "_build_config.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
     return config
 

@@ -49,6 +49,12 @@ def crrelu_(input: Tensor, epsilon: Tensor, *, channel_dim: int = 1) -> Tensor:
     return _write(input, epsilon, channel_dim, input)
 
 
+def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
+    if is_compiling():
+        return _write_composed(input, epsilon, channel_dim, out)
+    return _write_native(input, epsilon, channel_dim, out)
+
+
 def crrelu_at(input: Tensor, epsilon: Tensor, place: Tensor, *, channel_dim: int = 1) -> Tensor:
     """f(x) = max(0, x) + ε · (x - μ) · exp(-u²/2), u = (x - μ)/σ: CRReLU where the input is.
 
@@ -126,12 +132,22 @@ def tabulated(input: Tensor, table: Tensor) -> Tensor:
     return _tabulated(input, table)
 
 
+def _write_composed(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
+    output = reference.crrelu(input, epsilon, channel_dim=channel_dim)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"crrelu: out has type {type(out).__name__}; allowed is a torch.Tensor")
+    for argument, tensor in (("input", input), ("out", out)):
+        check_not_nested("crrelu", argument, tensor)
+    # torch's own out= resizes, casts, refuses overlap and gradients; times 1 changes nothing.
+    return torch.mul(output, 1, out=out)
+
+
 if _C is not None:
     _crrelu = _C.crrelu
     _at = _C.crrelu_at
     _glu = _C.crrelu_glu
     _tabulated = _C.tabulated
-    _write = _C.crrelu_out
+    _write_native = _C.crrelu_out
 else:
 
     def _crrelu(input: Tensor, epsilon: Tensor, channel_dim: int) -> Tensor:
@@ -144,12 +160,4 @@ else:
         return reference.crrelu_glu(gate, up, epsilon, channel_dim=channel_dim)
 
     _tabulated = reference.tabulated
-
-    def _write(input: Tensor, epsilon: Tensor, channel_dim: int, out: Tensor) -> Tensor:
-        output = _crrelu(input, epsilon, channel_dim)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"crrelu: out has type {type(out).__name__}; allowed is a torch.Tensor")
-        for argument, tensor in (("input", input), ("out", out)):
-            check_not_nested("crrelu", argument, tensor)
-        # torch's own out= resizes, casts, refuses overlap and gradients; times 1 changes nothing.
-        return torch.mul(output, 1, out=out)
+    _write_native = _write_composed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor, nn
 
@@ -39,11 +41,11 @@ class CRReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, number in (("num_parameters", num_parameters), ("channel_dim", channel_dim)):
-            if not isinstance(number, int):
+            if not isinstance(number, Integral) or isinstance(number, bool):
                 raise TypeError(f"{name} is {number!r}; allowed is an int")
         if num_parameters < 1:
             raise ValueError(f"num_parameters is {num_parameters}; allowed are 1 and more")
-        if not isinstance(init, int | float):
+        if not isinstance(init, Real):
             raise TypeError(f"init is {init!r}; allowed is a float")
         if dtype not in (None, *reference.DTYPES):
             raise TypeError(f"dtype is {dtype}; allowed are float32, float64, bfloat16 and float16")
@@ -51,10 +53,10 @@ class CRReLU(nn.Module):
         if not abs(init) <= torch.finfo(of).max:
             raise ValueError(f"init is {init}; allowed are finite numbers of {of}")
         super().__init__()
-        self.num_parameters = num_parameters
-        self.init = init
-        self.channel_dim = channel_dim
-        self.epsilon = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.num_parameters = int(num_parameters)
+        self.init = float(init)
+        self.channel_dim = int(channel_dim)
+        self.epsilon = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -212,13 +212,27 @@ Tensor& crrelu_out_autograd(c10::DispatchKeySet keys, const Tensor& input, const
   check_no_gradient("input", input);
   check_no_gradient("epsilon", epsilon);
   check_no_gradient("out", out);
+  at::AutoDispatchBelowAutograd guard;
+  return crrelu_out_op().redispatch(keys & c10::after_autograd_keyset, input, epsilon, channel_dim,
+                                    out);
+}
+
+/// In inference mode, too, which skips what is above: what autograd has saved of a normal tensor is
+/// no longer what it was.
+Tensor& crrelu_out_version(c10::DispatchKeySet keys, const Tensor& input, const Tensor& epsilon,
+                           int64_t channel_dim, Tensor& out) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  crrelu_out_op().redispatch(keys & c10::after_autograd_keyset, input, epsilon, channel_dim, out);
+  crrelu_out_op().redispatch(keys & c10::after_ADInplaceOrView_keyset, input, epsilon, channel_dim,
+                             out);
   torch::autograd::impl::bump_version(out);
   return out;
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(crrelu_ext, ADInplaceOrView, m) {
+  m.impl("crrelu.out", TORCH_FN(crrelu_out_version));
+}
 
 TORCH_LIBRARY_IMPL(crrelu_ext, Autograd, m) {
   m.impl("crrelu", TORCH_FN(crrelu_autograd));

@@ -30,8 +30,8 @@ void check_tensor(py::handle argument, const char* name, const char* op = "crrel
                    "; allowed is a torch.Tensor");
 }
 
-int64_t channel_dim_of(py::handle argument) {
-  TORCH_CHECK_TYPE(THPUtils_checkLong(argument.ptr()), "crrelu: channel_dim has type ",
+int64_t channel_dim_of(py::handle argument, const char* op = "crrelu") {
+  TORCH_CHECK_TYPE(THPUtils_checkLong(argument.ptr()), op, ": channel_dim has type ",
                    Py_TYPE(argument.ptr())->tp_name, "; allowed is an int");
   return THPUtils_unpackLong(argument.ptr());
 }
@@ -111,7 +111,7 @@ PyObject* crrelu_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
                    "crrelu_at: allowed are input, epsilon, place, channel_dim; given are ", count,
                    " arguments");
   const py::handle input(arguments[0]), epsilon(arguments[1]), place(arguments[2]);
-  const int64_t channel_dim = channel_dim_of(arguments[3]);
+  const int64_t channel_dim = channel_dim_of(arguments[3], "crrelu_at");
   if (!plain({input, epsilon, place})) {
     check_tensor(input, "input", "crrelu_at");
     check_tensor(epsilon, "epsilon", "crrelu_at");
@@ -130,7 +130,7 @@ PyObject* crrelu_glu(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   TORCH_CHECK_TYPE(count == 4, "crrelu_glu: allowed are gate, up, epsilon, channel_dim; given are ",
                    count, " arguments");
   const py::handle gate(arguments[0]), up(arguments[1]), epsilon(arguments[2]);
-  const int64_t channel_dim = channel_dim_of(arguments[3]);
+  const int64_t channel_dim = channel_dim_of(arguments[3], "crrelu_glu");
   if (!plain({gate, up, epsilon})) {
     check_tensor(gate, "gate", "crrelu_glu");
     check_tensor(up, "up", "crrelu_glu");
@@ -167,7 +167,7 @@ PyObject* count_(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
                    count, " arguments");
   const py::handle input(arguments[0]), place(arguments[1]), counts(arguments[4]);
   const int64_t samples = THPUtils_unpackLong(arguments[2]),
-                channel_dim = channel_dim_of(arguments[3]);
+                channel_dim = channel_dim_of(arguments[3], "count_");
   if (!plain({input, place, counts})) {
     check_tensor(input, "input", "count_");
     py::module_::import("crrelu_ext.dynamic")

@@ -150,10 +150,14 @@ inline void prepare_out(const at::Tensor& input, const at::Tensor& epsilon, cons
   TORCH_CHECK_TYPE(at::canCast(input.scalar_type(), out.scalar_type()), "crrelu: out has dtype ",
                    dtype_name(out), ", to which a result of dtype ", dtype_name(input),
                    " can't be cast; allowed are floating-point and complex dtypes");
-  at::assert_no_internal_overlap(out);
+  const auto check_overlap = [&] {
+    at::assert_no_internal_overlap(out);
+    at::assert_no_partial_overlap(out, input);
+    at::assert_no_overlap(out, epsilon);
+  };
+  check_overlap();  // an error changes nothing
   at::native::resize_output(out, input.sizes());
-  at::assert_no_partial_overlap(out, input);
-  at::assert_no_overlap(out, epsilon);
+  check_overlap();
 }
 
 /// For a tensor without gaps.

@@ -275,10 +275,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> crrelu_glu_backward_meta(
           output_mask[2] ? at::empty_like(epsilon, at::MemoryFormat::Contiguous) : at::Tensor()};
 }
 
-}  // namespace
-
-namespace {
-
 void warn_of_missing_kernels() {
   TORCH_WARN_ONCE(
       "crrelu_ext was built without CUDA kernels: on a GPU it takes the formula composed of "

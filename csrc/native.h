@@ -101,8 +101,10 @@ class Operators {
   static Tensor value(Activation activation, std::array<Tensor, kInputs> inputs,
                       const Given& given) {
     const Guard guard(inputs[0].device());
+    const bool gaps = !inputs[0].is_non_overlapping_and_dense();
     lay_out(inputs);
-    auto output = Backend::empty_output(inputs[0]);
+    // A copy without gaps is nobody else's: it becomes the output.
+    auto output = gaps ? inputs[0] : Backend::empty_output(inputs[0]);
     Backend::forward(activation, inputs, Backend::parameter(given, inputs[0]), output);
     return output;
   }

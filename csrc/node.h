@@ -37,11 +37,16 @@ class FormulaNode : public torch::autograd::Node {
   std::string name() const override { return F::kName; }
 
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);  // other threads may go through the same graph
     for (auto& tensor : saved_) tensor.reset_data();
   }
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
-    return F::gradients(grads, unpacked(), channel_dim_, wanted());
+    const auto tensors = [this] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      return unpacked();
+    }();
+    return F::gradients(grads, tensors, channel_dim_, wanted());
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {

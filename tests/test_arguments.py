@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -376,10 +377,15 @@ def overlapping(kind: str) -> tuple[Tensor, Tensor, Tensor]:
         return memory[:9].view(3, 3), torch.ones(1), memory[:9].view(3, 3).t()
     if kind == "epsilon":
         return torch.randn(3, 4), memory[5:9], memory[:12].view(3, 4)
+    if kind == "resized":
+        return torch.randn(3, 4), memory[:4], memory[:4]
     return torch.randn(3, 4), memory[:4], memory[:12].view(3, 4)  # epsilon at its very start
 
 
-@pytest.mark.parametrize("kind", ["shifted", "transposed", "epsilon", "start_of_epsilon"])
+@pytest.mark.parametrize(
+    "kind", ["shifted", "transposed", "epsilon", "start_of_epsilon", "resized"]
+)
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized:UserWarning")
 def test_out_that_overlaps_what_is_read(api: ModuleType, kind: str) -> None:
     """Refused, or, where the result is computed before any of it is written, right."""
     input, epsilon, out = overlapping(kind)
@@ -502,17 +508,19 @@ def test_in_place_has_no_gradients(api: ModuleType, which: str) -> None:
     assert x.requires_grad == (which != "epsilon")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, nullcontext])
 @pytest.mark.parametrize("form", ["in_place", "out"])
-def test_writing_is_noticed(api: ModuleType, form: str) -> None:
+def test_writing_is_noticed(api: ModuleType, form: str, mode: Any) -> None:
     """By the version counter, so that a graph which has saved the tensor does not use it."""
     x = INPUT.clone()
     weight = torch.ones(2, 3, requires_grad=True)
     product = weight * x
     version = x._version
-    if form == "in_place":
-        api.crrelu_(x, EPSILON)
-    else:
-        api.crrelu(INPUT, EPSILON, out=x)
+    with mode():
+        if form == "in_place":
+            api.crrelu_(x, EPSILON)
+        else:
+            api.crrelu(INPUT, EPSILON, out=x)
     assert x._version > version
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()

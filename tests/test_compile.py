@@ -26,7 +26,7 @@ from torch.utils.checkpoint import (
 )
 
 import crrelu_ext
-from crrelu_ext import CRReLU, CRReLUMLP, DerivedActivation, crrelu, crrelu_glu
+from crrelu_ext import CRReLU, CRReLUMLP, DerivedActivation, crrelu, crrelu_, crrelu_glu
 
 from .test_tensors import Calls
 
@@ -98,6 +98,21 @@ def test_inductor(name: str, dtype: torch.dtype) -> None:
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     assert_close(compiled(input), model(input))
     assert_close(gradients(model, input, compiled), gradients(model, input))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_writing(backend: str) -> None:
+    def write(x: Tensor, out: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        return crrelu_(x + 1, epsilon) * 2, crrelu(x, epsilon, out=out)
+
+    x, epsilon, out = torch.randn(5, 8), torch.tensor([-0.4]), torch.empty(5, 8)
+    in_place = x.clone()
+    first, second = torch.compile(write, fullgraph=True, backend=backend)(x, out, epsilon)
+    assert_close(first, 2 * crrelu(x + 1, epsilon))
+    assert_close(second, crrelu(x, epsilon))
+    assert_close(out, second)
+    torch.compile(crrelu_, fullgraph=True, backend=backend)(in_place, epsilon)
+    assert_close(in_place, second)
 
 
 def kernels(function: Callable[..., Tensor], *inputs: Tensor) -> list[int]:

@@ -97,8 +97,13 @@ def test_installed_without_native_code(package: Path) -> None:
     )
 
 
-def test_source_tree_that_was_never_built(package: Path) -> None:
-    (package / "_build_config.json").unlink()
+@pytest.mark.parametrize("left", [None, "", '{"native": tr'], ids=repr)
+def test_source_tree_that_was_never_built(package: Path, left: str | None) -> None:
+    config = package / "_build_config.json"
+    if left is None:
+        config.unlink()
+    else:
+        config.write_text(left)  # by an interrupted build
     (package.parent / "csrc").mkdir()
     problem = assert_fallback(package)
     assert f"{package} was never built" in problem

@@ -69,7 +69,13 @@ def test_num_parameters_out_of_range(num_parameters: int) -> None:
         CRReLU(num_parameters)
 
 
-@pytest.mark.parametrize("num_parameters", [1.5, 2.0, "3", None])
+def test_numbers_of_numpy() -> None:
+    module = CRReLU(np.int64(3), np.float32(0.5), channel_dim=np.int64(-1))
+    assert repr(module) == "CRReLU(num_parameters=3, init=0.5, channel_dim=-1)"
+    assert module.epsilon.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("num_parameters", [1.5, 2.0, "3", None, True])
 def test_num_parameters_that_is_no_integer(num_parameters: Any) -> None:
     with pytest.raises(TypeError, match=f"num_parameters is {num_parameters!r}; allowed is an int"):
         CRReLU(num_parameters)

@@ -124,7 +124,8 @@ def test_any_strides(case: Case) -> None:
     [
         *[((3, 5, inner), 1) for inner in (1, 2, 17, 127, 128, 200)],
         *[((rows, channels), 1) for rows in (1, 3, 70) for channels in (2, 17, 40)],
-        *[((channels, inner), 0) for channels in (2, 17) for inner in (3, 150)],
+        *[((channels, inner), 0) for channels in (2, 17) for inner in (3, 15, 16, 150)],
+        *[((rows, 9, 16), 1) for rows in (2, 3)],
         ((2, 4, 3, 50), 1),
         ((2, 4, 3, 50), 2),
         ((2, 3, 4, 50), -1),
@@ -204,8 +205,9 @@ def test_no_copy_of_a_permuted_input() -> None:
 
         for function in (forward, backward):
             assert input.nbytes <= allocated_bytes(function) <= input.nbytes + small
-    gaps = input.detach()[:, :, :, :31]
-    assert allocated_bytes(lambda: crrelu_ext.crrelu(gaps, epsilon[:1])) >= 2 * gaps.nbytes
+    gaps = input.detach()[:, :, :, :31]  # of which there is a copy, which becomes the output
+    allocated = allocated_bytes(lambda: crrelu_ext.crrelu(gaps, epsilon[:1]))
+    assert gaps.nbytes <= allocated <= gaps.nbytes + small
 
 
 def test_zero_dimensional(device: str, dtype: torch.dtype) -> None:

@@ -109,6 +109,7 @@ def test_nested(module: Any) -> None:
             assert output.shape == gate.shape
             assert_close(output.values(), exact)
             assert (output + gate).is_nested  # of the same ragged shape
+            assert torch.nested.to_padded_tensor(output, 0.0).shape == (3, 5, 4)
             grads = torch.autograd.grad(output.values().square().sum(), (gate, epsilon))
             exact_grads = torch.autograd.grad(exact.square().sum(), (values, epsilon))
             assert_close(grads[0].values(), exact_grads[0])
@@ -117,8 +118,9 @@ def test_nested(module: Any) -> None:
 
 def test_nested_errors() -> None:
     x = nested((3, 4), (1, 4))
-    with pytest.raises(ValueError, match="behind the ragged one"):
-        crrelu(x, torch.zeros(2, dtype=torch.float64), channel_dim=0)
+    for channel_dim in (0, 1, 5, -4):
+        with pytest.raises(ValueError, match="behind the ragged one"):
+            crrelu(x, torch.zeros(4, dtype=torch.float64), channel_dim=channel_dim)
     with pytest.raises(ValueError, match="nested tensors of one ragged shape"):
         crrelu_glu(x, nested((2, 4), (2, 4)), EPSILON.double())
     with pytest.raises(ValueError, match="nested tensors of one ragged shape"):
@@ -140,6 +142,12 @@ def test_nested_ones_that_are_refused(module: Any, layout: torch.layout) -> None
         "crrelu_at: place": lambda: module.crrelu_at(dense, EPSILON, other),
         "crrelu_glu: epsilon": lambda: module.crrelu_glu(dense, dense, other),
     }
+    if layout == torch.jagged:
+        calls |= {
+            "crrelu: epsilon ": lambda: module.crrelu(other, other),
+            "crrelu_at: place ": lambda: module.crrelu_at(other, EPSILON, other),
+            "crrelu_glu: epsilon ": lambda: module.crrelu_glu(other, other, other),
+        }
     if layout == torch.strided:
         jagged = torch.nested.nested_tensor(parts, layout=torch.jagged)
         calls |= {

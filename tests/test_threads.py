@@ -63,6 +63,37 @@ def test_threads_stay() -> None:
     assert int(process.stdout) == 0
 
 
+BACKWARD = """
+import threading
+import torch
+import crrelu_ext
+
+def backward(output):
+    try:
+        output.sum().backward()
+    except RuntimeError as error:
+        errors.append("a second time" in str(error))
+
+errors = []
+for _ in range(200):
+    x = torch.randn(100, requires_grad=True)
+    outputs = [crrelu_ext.crrelu(x * 2, torch.ones(1, requires_grad=True))] * 3
+    threads = [threading.Thread(target=backward, args=(output,)) for output in outputs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(len(errors), all(errors))
+"""
+
+
+def test_backward_passes_of_several_threads_through_one_graph() -> None:
+    """One of them gets through, the others an error, as of torch's own operators."""
+    command = [sys.executable, "-c", BACKWARD]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["400", "True"]
+
+
 @pytest.mark.usefixtures("threads")
 def test_any_number_of_threads_gives_the_same() -> None:
     """Shares of unequal length, and more threads than pieces of work."""

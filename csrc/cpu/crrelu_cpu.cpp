@@ -29,6 +29,9 @@ namespace {
 constexpr int64_t kChunk = 16384;
 /// Shorter stretches of one epsilon than this are handled as rows, with the epsilons written out.
 constexpr int64_t kShortestRun = 128;
+/// But where so few stretches are of one channel, and no shorter: then there is nearly an epsilon,
+/// and a sum, to write out for each element.
+constexpr int64_t kFewRuns = 2, kShortestOfFew = 16;
 /// A row is made at least this long by repeating the pattern of epsilons.
 constexpr int64_t kShortestRow = kTileColumns;
 /// Partial sums of a column, at the most.
@@ -155,7 +158,8 @@ struct Plan {
 
   explicit Plan(const Layout& layout) {
     inner = layout.inner;
-    rows = layout.channels > 1 && layout.inner < kShortestRun;
+    const bool few = layout.outer <= kFewRuns && inner >= kShortestOfFew;
+    rows = layout.channels > 1 && inner < kShortestRun && !few;
     runs = layout.outer * layout.channels;
     pieces = std::max<int64_t>(1, ceil_div(inner, kChunk));
     const int64_t period = layout.channels * layout.inner, numel = layout.outer * period;
