@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from crrelu_ext import reference
-from crrelu_ext.elementwise import Function, recorded, refuse_unless_elementwise, slope_of
+from crrelu_ext.elementwise import (
+    Function,
+    evaluate,
+    recorded,
+    refuse_unless_elementwise,
+    slope_of,
+    value_of,
+)
 from crrelu_ext.functional import tabulated
 
 TOLERANCE = 1e-3
@@ -39,7 +47,7 @@ class DerivedActivation(nn.Module):
     Attributes:
         table: (3, knots): where the knots are; the values; the slopes.
         error: a 0-dim tensor, the largest |table - activation| between the knots, in float64. Above
-            a thousandth of the density's scale (``activation.scale`` if it has one, else 1) a
+            a thousandth of the density's scale (``activation.scale`` if that is a number, else 1) a
             warning says so.
 
     Shapes:
@@ -69,7 +77,8 @@ class DerivedActivation(nn.Module):
         dtype = torch.float32 if dtype is None else dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype is {dtype}; allowed are torch.float32 and torch.float64")
-        scale = float(getattr(activation, "scale", 1.0))
+        scale = getattr(activation, "scale", 1.0)
+        scale = float(scale) if isinstance(scale, Real) else 1.0
         if error > TOLERANCE * scale:
             warnings.warn(
                 f"DerivedActivation: {knots} knots between {lower:g} and {upper:g} miss the "
@@ -78,14 +87,16 @@ class DerivedActivation(nn.Module):
                 stacklevel=2,
             )
         device = torch.get_default_device() if device is None else device
-        stored = table.to(dtype)
+        with torch.inference_mode(False):  # autograd takes no table that was made in it
+            stored = table.to(dtype, copy=True)
+            missed = torch.tensor(error, device=device, dtype=torch.float32)
         if not (stored.isfinite().all() and (stored[0].diff() > 0).all()):
             raise ValueError(
                 f"lower is {lower} and upper {upper}; allowed are bounds between which {knots} "
                 f"knots are apart, and finite with their values, in {dtype}"
             )
         self.register_buffer("table", stored.to(device))
-        self.register_buffer("error", torch.tensor(error, device=device, dtype=torch.float32))
+        self.register_buffer("error", missed)
 
     def forward(self, input: Tensor) -> Tensor:
         return tabulated(input, self.table)
@@ -105,18 +116,16 @@ class DerivedActivation(nn.Module):
 
 def tabulate(activation: Function, lower: float, upper: float, knots: int) -> tuple[Tensor, float]:
     """The table of an activation, (3, knots) float64 on the CPU, and its largest error between."""
-    for name, bound in (("lower", lower), ("upper", upper)):
-        if not isinstance(bound, int | float):
-            raise TypeError(f"{name} is {bound!r}; allowed is a number")
-    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
-        raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
-    if not isinstance(knots, int) or knots < 2:
+    refuse_unless_bounds(lower, upper)
+    # mypy takes an int for no Integral, and what follows for unreachable.
+    if not isinstance(knots, int | Integral) or knots < 2:
         raise ValueError(f"knots is {knots}; allowed are whole numbers from 2 on")
-    linspace = partial(torch.linspace, lower, upper, dtype=torch.float64, device="cpu")
+    knots, ends = int(knots), (float(lower), float(upper))
+    linspace = partial(torch.linspace, *ends, dtype=torch.float64, device="cpu")
     places, between = linspace(knots), linspace(_PROBES * (knots - 1) + 1)
     refuse_unless_elementwise(activation, between)
     with recorded(places) as x:
-        values = activation(x)
+        values = evaluate(activation, x)
         if not values.requires_grad:
             raise ValueError(
                 "activation's result does not depend on its input, as far as autograd knows; "
@@ -128,9 +137,17 @@ def tabulate(activation: Function, lower: float, upper: float, knots: int) -> tu
         place = places[~table.isfinite().all(0)][0].item()
         raise ValueError(f"activation or its slope is not finite at x = {place:g}")
     table[2] = monotone_slopes(table[1], table[2], (upper - lower) / (knots - 1))
-    with torch.no_grad():
-        missed = reference.tabulated(between, table) - activation(between)
+    missed = reference.tabulated(between, table) - value_of(activation, between)
     return table, missed.abs().max().item()
+
+
+def refuse_unless_bounds(lower: float, upper: float) -> None:
+    """Raises a TypeError or ValueError unless they are finite and in order."""
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if not isinstance(bound, float | Real):
+            raise TypeError(f"{name} is {bound!r}; allowed is a number")
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
 
 
 def monotone_slopes(values: Tensor, slopes: Tensor, width: float) -> Tensor:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 Function = Callable[[Tensor], Tensor]
 
@@ -19,7 +20,7 @@ def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:
     if not callable(activation):
         given = type(activation).__name__
         raise TypeError(f"activation has type {given}; allowed is a callable on tensors")
-    value = activation(x)
+    value = value_of(activation, x)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"activation's result has type {type(value).__name__}; allowed is a torch.Tensor"
@@ -31,8 +32,33 @@ def refuse_unless_elementwise(activation: Function, x: Tensor) -> None:
         )
     some, of_these = x.flip(0)[::2], value.flip(0)[::2]
     # Vector and scalar code may differ in float32's last bits.
-    if not torch.allclose(activation(some), of_these, rtol=1e-6, atol=1e-9, equal_nan=True):
+    again = value_of(activation, some)
+    if not torch.allclose(again, of_these, rtol=1e-6, atol=1e-9, equal_nan=True):
         raise ValueError("activation is not elementwise: each output may depend on one input only")
+
+
+def refuse_unless_floating(name: str, x: object) -> None:
+    """Raises a TypeError unless it is a tensor of a floating-point dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} has type {type(x).__name__}; allowed is a torch.Tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}; allowed are floating-point ones")
+
+
+def evaluate(activation: Function, x: Tensor) -> Tensor:
+    """activation(x), also of one that works in place, and of a module of other dtype or device."""
+    if not isinstance(activation, nn.Module):
+        return activation(x.clone())
+    parameters = {name: tensor.to(x) for name, tensor in activation.named_parameters()}
+    buffers = {name: tensor.to(x.device) for name, tensor in activation.named_buffers()}
+    value: Tensor = functional_call(activation, parameters | buffers, (x.clone(),))
+    return value
+
+
+@torch.no_grad()
+def value_of(activation: Function, x: Tensor) -> Tensor:
+    """activation(x) likewise, without gradients of what else it depends on."""
+    return evaluate(activation, x)
 
 
 @contextmanager

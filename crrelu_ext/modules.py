@@ -41,11 +41,11 @@ class CRReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, number in (("num_parameters", num_parameters), ("channel_dim", channel_dim)):
-            if not isinstance(number, Integral) or isinstance(number, bool):
+            if not isinstance(number, int | Integral) or isinstance(number, bool):
                 raise TypeError(f"{name} is {number!r}; allowed is an int")
         if num_parameters < 1:
             raise ValueError(f"num_parameters is {num_parameters}; allowed are 1 and more")
-        if not isinstance(init, Real):
+        if not isinstance(init, float | Real):
             raise TypeError(f"init is {init!r}; allowed is a float")
         if dtype not in (None, *reference.DTYPES):
             raise TypeError(f"dtype is {dtype}; allowed are float32, float64, bfloat16 and float16")

@@ -274,10 +274,49 @@ def test_monotone_functions_make_monotone_tables(rises: list[float], slope: floa
     assert (act(x).diff() >= -1e-12 * max(1.0, heights[-1])).all()
 
 
-def test_where_nothing_is_recorded() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_nothing_is_recorded(dtype: torch.dtype) -> None:
     with torch.inference_mode():
-        act = DerivedActivation(F.softplus, lower=-8, upper=8)
-    assert torch.equal(act.table, DerivedActivation(F.softplus, lower=-8, upper=8).table)
+        act = DerivedActivation(F.softplus, lower=-8, upper=8, dtype=dtype)
+    other = DerivedActivation(F.softplus, lower=-8, upper=8, dtype=dtype)
+    assert torch.equal(act.table, other.table)
+    x = torch.linspace(-3, 3, 9, dtype=dtype, requires_grad=True)
+    assert_close(torch.autograd.grad(act(x).sum(), x), torch.autograd.grad(other(x).sum(), x))
+
+
+EPSILON = torch.nn.Parameter(torch.tensor([0.3]))
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        (torch.nn.SiLU(inplace=True), F.silu),
+        (torch.nn.PReLU(init=0.5), lambda x: F.leaky_relu(x, 0.5)),
+        (lambda x: x.relu_() + EPSILON * x, lambda x: 1.3 * x.relu()),
+    ],
+)
+def test_activations_in_place_or_with_parameters(
+    activation: Callable[[Tensor], Tensor], function: Callable[[Tensor], Tensor]
+) -> None:
+    table, error = tabulate(activation, -8, 8, np.int64(33))  # type: ignore[arg-type]
+    expected, expected_error = tabulate(function, -8, 8, 33)
+    assert_close(table, expected, rtol=1e-6, atol=0)
+    assert error == pytest.approx(expected_error, rel=1e-3, abs=1e-12)
+
+
+def test_a_scale_that_is_no_number_is_not_taken() -> None:
+    class Scaled:
+        def __init__(self, scale: object) -> None:
+            self.scale = scale
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return F.softplus(x)
+
+    for scale, warns in ((1e-6, True), (None, False), (torch.ones(3), False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            DerivedActivation(Scaled(scale), lower=-8, upper=8)
+        assert bool(caught) == warns
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def test_num_parameters_out_of_range(num_parameters: int) -> None:
 
 
 def test_numbers_of_numpy() -> None:
-    module = CRReLU(np.int64(3), np.float32(0.5), channel_dim=np.int64(-1))
+    three, half, last = np.array(3)[()], np.float32(0.5), np.int64(-1)
+    module = CRReLU(three, half, channel_dim=last)  # type: ignore[arg-type]
     assert repr(module) == "CRReLU(num_parameters=3, init=0.5, channel_dim=-1)"
     assert module.epsilon.tolist() == [0.5] * 3
 

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from crrelu_ext.eafo import plots
+from crrelu_ext.eafo.densities import as_density
 from crrelu_ext.eafo.from_model import from_model
 from crrelu_ext.eafo.functionals import compare, output_entropy, worst_activation
 from crrelu_ext.eafo.improve import improve
 from crrelu_ext.eafo.names import ACTIVATIONS, parse_activation, parse_density
 
-console = Console()
+Result = tuple[Table, str, Callable[[], Figure]]
+"""The table, and the picture: its file's name, and what draws it."""
+console = Console(markup=False, emoji=False)  # a name may have brackets and colons
 
 
 def number(value: float | None) -> str:
@@ -47,7 +51,7 @@ def table_of(*columns: str, title: str, notes: Sequence[str | None] = ()) -> Tab
     return table
 
 
-def improve_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+def improve_command(arguments: argparse.Namespace) -> Result:
     f, density = parse_activation(arguments.activation), parse_density(arguments.density)
     with console.status("descending"):
         result = improve(
@@ -67,23 +71,24 @@ def improve_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
         values = (step.step_size, step.slope, step.entropy_before, step.entropy_after, step.margin)
         errors = (f"{step.tail_mass:.1e}", f"{step.error:.1e}")
         table.add_row(str(row), *map(number, values), *errors)
-    return table, "improve.png", plots.improvement(f, result, density)
+    return table, "improve.png", lambda: plots.improvement(f, result, density)
 
 
-def worst_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+def worst_command(arguments: argparse.Namespace) -> Result:
     density = parse_density(arguments.density)
     f = worst_activation(density, arguments.lower, arguments.upper)
     entropy = f"H = {output_entropy(f, density):.6g} nats"
     title = f"worst activation under {arguments.density}"
     table = table_of("x", "f(x)", title=title, notes=[entropy])
-    for x in torch.linspace(-4, 4, 17, dtype=torch.float64):
-        table.add_row(number(x.item()), f"{f(x).item():.6f}")
-    return table, "worst.png", plots.worst(f, density)
+    for x in plots.points(as_density(density))[::75]:
+        table.add_row(f"{x.item():.8g}", f"{f(x).item():.6f}")
+    return table, "worst.png", lambda: plots.worst(f, density)
 
 
-def compare_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+def compare_command(arguments: argparse.Namespace) -> Result:
     density = parse_density(arguments.density)
-    activations = {name: parse_activation(name) for name in arguments.activations.split(",")}
+    names = [name.strip() for name in arguments.activations.split(",")]
+    activations = {name: parse_activation(name) for name in names}
     with console.status("comparing"):
         rows = compare(activations, density)
     table = table_of(
@@ -99,23 +104,24 @@ def compare_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
             error,
             *map(number, (row.variance, row.scale_free_entropy, row.slope)),
         )
-    return table, "compare.png", plots.comparison(activations, density)
+    return table, "compare.png", lambda: plots.comparison(activations, density)
 
 
-def from_model_command(arguments: argparse.Namespace) -> tuple[Table, str, Figure]:
+def from_model_command(arguments: argparse.Namespace) -> Result:
     model = load_model(arguments.model)
     try:
         batch = torch.load(arguments.batch, weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"batch {arguments.batch} is not what torch.save writes: {error}"
-        ) from None
+        why = str(error) or "it ends too early"
+        raise ValueError(f"batch {arguments.batch} is not what torch.save writes: {why}") from None
     with console.status("measuring"):
         try:
             layers = from_model(model, batch, steps=arguments.steps)
-        except (TypeError, AttributeError, RuntimeError) as error:  # the model's own
-            given = type(batch).__name__
-            raise ValueError(f"model(batch) failed on the batch, a {given}: {error}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # the model's own
+            given, what = type(batch).__name__, f"{type(error).__name__}: {error}"
+            raise ValueError(f"model(batch) failed on the batch, a {given}: {what}") from error
     table = table_of(
         *("layer", "activation", "negentropy", "H", "H improved"),
         title=arguments.model,
@@ -130,7 +136,7 @@ def from_model_command(arguments: argparse.Namespace) -> tuple[Table, str, Figur
             number(layer.entropy),
             number(improved[-1].entropy_after if improved else None),
         )
-    return table, "layers.png", plots.layers(layers)
+    return table, "layers.png", lambda: plots.layers(layers)
 
 
 def load_model(text: str) -> nn.Module:
@@ -143,8 +149,9 @@ def load_model(text: str) -> nn.Module:
     try:
         found: Any = getattr(importlib.import_module(module), name)
         model = found if isinstance(found, nn.Module) else found()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"model is {text!r}; allowed is MODULE:NAME. {error}") from None
+    except Exception as error:  # whatever making it may raise
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"model is {text!r}; allowed is MODULE:NAME. {what}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model {text!r} has type {type(model).__name__}; allowed is a torch.nn.Module"
@@ -197,17 +204,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Prints a table and writes a picture; returns 1 if something was refused, else 0."""
+    """Prints a table and writes a picture; returns 1 if there is no table to print, else 0."""
     arguments = parser().parse_args(command_line)
     try:
-        table, name, figure = arguments.function(arguments)
+        table, name, draw = arguments.function(arguments)
         console.print(table)
         if arguments.out:
             arguments.out.mkdir(parents=True, exist_ok=True)
-            figure.savefig(arguments.out / name, dpi=120)
+            draw().savefig(arguments.out / name, dpi=120)
             console.print(f"Picture: {arguments.out / name}", soft_wrap=True)
     except (ValueError, OSError) as error:
-        console.print(f"[red]Refused:[/red] {error}", soft_wrap=True)
+        console.print(Text.assemble(("Refused:", "red"), f" {error}"), soft_wrap=True)
         return 1
     return 0
 

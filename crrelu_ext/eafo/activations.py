@@ -10,7 +10,13 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from crrelu_ext.eafo.grid import DEGREE, Grid, Jet
-from crrelu_ext.elementwise import Function, recorded, slope_of
+from crrelu_ext.elementwise import (
+    Function,
+    evaluate,
+    recorded,
+    refuse_unless_floating,
+    slope_of,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ def jet(activation: Function, x: Tensor) -> Jet:
     if isinstance(activation, ClosedForm):
         return activation.jet(x)
     with recorded(x) as x:
-        value = activation(x)
+        value = evaluate(activation, x)
         first = slope_of(value, x)
         second = slope_of(first, x)
     return Jet(value.detach().double(), first.detach(), second.detach())
@@ -47,7 +53,7 @@ def first_derivative(activation: Function, x: Tensor) -> Tensor:
     if isinstance(activation, ClosedForm):
         return activation.first(x)
     with recorded(x) as x:
-        return slope_of(activation(x), x).detach()
+        return slope_of(evaluate(activation, x), x).detach()
 
 
 def identity(x: Tensor) -> Tensor:
@@ -69,6 +75,7 @@ class CorrectedActivation:
         spline: as the grid makes them.
     """
 
+    @torch.inference_mode(False)  # autograd takes no tensors that were made in it
     def __init__(self, base: Function, gain: float, grid: Grid, spline: BSpline) -> None:
         self.base = base
         self.gain = gain
@@ -88,6 +95,7 @@ class CorrectedActivation:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        refuse_unless_floating("x", x)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         wide = x.to(dtype)
         breakpoints = self.breakpoints.to(wide)
@@ -98,7 +106,7 @@ class CorrectedActivation:
         correction = torch.zeros_like(wide)
         for coefficient in self.coefficients.to(wide):
             correction = correction * offset + _pick(coefficient, interval)
-        return (self.gain * self.base(wide) + correction).to(x.dtype)
+        return (self.gain * evaluate(self.base, wide) + correction).to(x.dtype)
 
 
 def _pick(table: Tensor, places: Tensor) -> Tensor:

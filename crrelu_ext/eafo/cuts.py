@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -129,15 +130,16 @@ def density_jumps(density: Density, x: Tensor) -> Tensor:
 
 
 def activation_jumps(activation: Function, density: Density, x: Tensor, f: Jet) -> Tensor:
-    """Where f' or f'' jumps between some of the points x; f is the activation there."""
+    """Where f, f' or f'' jumps between some of the points x; f is the activation there."""
 
     def functions(x: Tensor) -> Tensor:
         f = jet(activation, x)
-        return torch.stack([f.first, f.second])
+        return torch.stack([f.value, f.first, f.second])
 
     slope = f.first.abs()
-    scales = torch.stack([slope, slope / _spread(density, x) + f.second.abs()])
-    return _find_jumps(functions, x, torch.stack([f.first, f.second]), scales)
+    size = f.value.abs().max().expand_as(slope)  # f where it is small may be but rounding
+    scales = torch.stack([size, slope, slope / _spread(density, x) + f.second.abs()])
+    return _find_jumps(functions, x, torch.stack([f.value, f.first, f.second]), scales)
 
 
 def _spread(density: Density, x: Tensor) -> Tensor:
@@ -198,12 +200,11 @@ def find_folds(activation: Function, x: Tensor, f: Jet, jumps: Tensor) -> Tensor
     if not len(change):
         return x[change]
 
-    def changes(x: Tensor) -> Tensor:
-        sign = first_derivative(activation, x.flatten()).sign().view_as(x)
-        return -sign[:, 1:] * sign[:, :-1]
-
     low, high = x[change], x[change + 1]
-    folds, _ = _close_in(changes, low, high)
+    folds = torch.full_like(low, torch.nan)
     for jump in jumps:
         folds = torch.where((low < jump) & (jump < high), jump, folds)
-    return folds
+    smooth = folds.isnan()
+    low, high = low[smooth], high[smooth]
+    slope = partial(first_derivative, activation)
+    return folds.masked_scatter(smooth, solve(slope, torch.zeros_like(low), low, high))

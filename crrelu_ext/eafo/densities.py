@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,9 +16,12 @@ from crrelu_ext.elementwise import recorded, slope_of
 FEWEST_SAMPLES = 100
 TAIL_MASS = 1e-10
 """The probability that is cut off at each end of an unbounded support."""
+LARGEST = 1e100
+"""Location and scale that are taken; squares of these are finite."""
 _Number = TypeVar("_Number", float, Tensor)
 _SQRT_2PI = math.sqrt(2 * math.pi)
 _REACH = 7.0  # of a normal kernel, in bandwidths
+_AT_ONCE = 2**20  # terms of the sums over kernels
 _FAR = 30.0  # where the tails are looked for: location ± scale · sinh(30), 5e12 scales
 
 
@@ -33,11 +37,12 @@ class SampleDensity:
         samples: any shape and float dtype, at least 100 finite values that differ.
 
     Raises:
-        ValueError: too few samples, some not finite, or all alike. TypeError: no tensor.
+        ValueError: too few samples, some not finite, or all alike. TypeError: no tensor, or a
+            complex one.
     """
 
     def __init__(self, samples: Tensor) -> None:
-        _refuse_unless_tensor("samples", samples)
+        _refuse_unless_real("samples", samples)
         samples = samples.detach().double().cpu().flatten()
         n = samples.numel()
         if n < FEWEST_SAMPLES:
@@ -55,19 +60,26 @@ class SampleDensity:
         sums = torch.zeros(len(kept), dtype=torch.float64, device="cpu").index_add_(
             0, inverse, samples
         )
-        self.centers, self.masses = sums / counts, counts / n
+        self.centers, self.masses = sums / counts, counts.double() / n
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return smoothed_log_prob(x, self.centers, self.masses, self.bandwidth)
+        return self._in_parts(smoothed_log_prob, x, self.bandwidth)
 
     def derivative(self, x: Tensor) -> Tensor:
         """p'(x), from kernels of the wider bandwidth."""
-        return smoothed_derivative(x, self.centers, self.masses, self.derivative_bandwidth)
+        return self._in_parts(smoothed_derivative, x, self.derivative_bandwidth)
+
+    def _in_parts(self, smoothed: Callable[..., Tensor], x: Tensor, bandwidth: float) -> Tensor:
+        parts = x.flatten().split(max(1, _AT_ONCE // len(self.centers)))
+        done = [smoothed(part, self.centers, self.masses, bandwidth) for part in parts]
+        return torch.cat(done).view_as(x)
 
 
-def _refuse_unless_tensor(name: str, value: object) -> None:
+def _refuse_unless_real(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} has type {type(value).__name__}; allowed is a torch.Tensor")
+    if value.is_complex():
+        raise TypeError(f"{name} has dtype {value.dtype}; allowed are real ones")
 
 
 def bandwidths(n: _Number, sigma: _Number) -> tuple[_Number, _Number]:
@@ -108,12 +120,12 @@ class HistogramDensity(SampleDensity):
 
     Raises:
         ValueError: shapes that do not fit, edges that do not increase, counts that are negative or
-            not finite, too few samples, or all in one bin. TypeError: no tensors.
+            not finite, too few samples, or all in one bin. TypeError: no tensors, or complex ones.
     """
 
     def __init__(self, edges: Tensor, counts: Tensor) -> None:
-        _refuse_unless_tensor("edges", edges)
-        _refuse_unless_tensor("counts", counts)
+        _refuse_unless_real("edges", edges)
+        _refuse_unless_real("counts", counts)
         edges, counts = (tensor.detach().double().cpu() for tensor in (edges, counts))
         if edges.dim() != 1 or counts.shape != (len(edges) - 1,):
             shapes = f"{tuple(edges.shape)} and {tuple(counts.shape)}"
@@ -148,7 +160,8 @@ class Density:
     source: Any
     """The density as it was given, in float64."""
     location: float
-    """The median, and the scale: the normal density's σ that has the same quartiles."""
+    """The median, and the scale: the normal density's σ that has the same quartiles. Of samples
+    these are their own, and to the scale the bandwidth is added, as deviations are."""
     scale: float
     lower: float
     """The support: of an unbounded one all but TAIL_MASS at each end."""
@@ -190,9 +203,10 @@ def _bounds(source: DensityLike) -> tuple[float, float]:
     if isinstance(source, SampleDensity):
         reach = _REACH * source.derivative_bandwidth
         return source.centers.min().item() - reach, source.centers.max().item() + reach
-    lower = getattr(source.support, "lower_bound", -math.inf)
-    upper = getattr(source.support, "upper_bound", math.inf)
-    return float(lower), float(upper)
+    support = getattr(source.support, "base_constraint", source.support)  # of a mixture's parts
+    lower = torch.as_tensor(getattr(support, "lower_bound", -math.inf))
+    upper = torch.as_tensor(getattr(support, "upper_bound", math.inf))
+    return lower.min().item(), upper.max().item()
 
 
 def as_density(density: DensityLike) -> Density:
@@ -201,32 +215,54 @@ def as_density(density: DensityLike) -> Density:
     Raises:
         TypeError: no density. ValueError: one the engine cannot take.
     """
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")
     if isinstance(density, SampleDensity):
         source: Any = density
-        values = density.centers.repeat_interleave((density.masses * 10_000).ceil().long())
+        below = density.masses.cumsum(0)
+        low, median, high = density.centers[torch.searchsorted(below, quartiles)].tolist()
+        smoothing = density.bandwidth
     elif isinstance(density, Distribution):
-        if density.batch_shape or density.event_shape:
-            shape = tuple(density.batch_shape + density.event_shape)
-            raise ValueError(f"density has shape {shape}; allowed is one density of one variable")
-        if density.support is not None and density.support.is_discrete:
-            raise ValueError(f"density {density} is discrete: the output would have atoms")
-        source = _in_double(density)
-        # Every distribution can be sampled, few have quantiles; the generator is put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # the CPU's alone
-            values = source.sample((10_000,))
+        source, values = _copied_and_sampled(density)
+        low, median, high = torch.quantile(values, quartiles).tolist()
+        smoothing = 0.0
     else:
         given = type(density).__name__
         raise TypeError(
             f"density has type {given}; allowed are a torch.distributions.Distribution, a "
             "SampleDensity and a HistogramDensity"
         )
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")
-    low, median, high = torch.quantile(values.double(), quartiles).tolist()
-    scale = (high - low) / 1.349
-    if not (math.isfinite(median) and 0 < scale < math.inf):
-        raise ValueError(f"density has quartiles {low:g} and {high:g}; allowed are two that differ")
-    return _with_support(Density(source, median, scale, -math.inf, math.inf))
+    scale = math.hypot((high - low) / 1.349, smoothing)
+    if not (abs(median) <= LARGEST and 0 < scale <= LARGEST):
+        raise ValueError(
+            f"density has quartiles {low:g} and {high:g}; allowed are two that differ, up to "
+            f"{LARGEST:g}"
+        )
+    try:
+        return _with_support(Density(source, median, scale, -math.inf, math.inf))
+    except (NotImplementedError, ValueError):
+        raise ValueError(
+            f"density has type {type(density).__name__}, and no log_prob at some points of what it "
+            "calls its support; allowed are those that have one there, and a SampleDensity"
+        ) from None
+
+
+def _copied_and_sampled(density: Distribution) -> tuple[Distribution, Tensor]:
+    """A distribution in float64, and samples: all can be sampled, few have quantiles."""
+    if density.batch_shape or density.event_shape:
+        shape = tuple(density.batch_shape + density.event_shape)
+        raise ValueError(f"density has shape {shape}; allowed is one density of one variable")
+    try:
+        if density.support is not None and density.support.is_discrete:
+            raise ValueError(f"density {density} is discrete: the output would have atoms")
+        source = _in_double(density)
+        with torch.random.fork_rng(devices=[]):  # the generator is put back
+            torch.default_generator.manual_seed(0)  # the CPU's alone
+            return source, source.sample((10_000,)).double()
+    except NotImplementedError:
+        given = type(density).__name__
+        raise ValueError(
+            f"density has type {given}, without support or samples; allowed are those with both"
+        ) from None
 
 
 def _with_support(density: Density) -> Density:
@@ -268,4 +304,6 @@ def _in_double(thing: Any, copies: dict[int, Any] | None = None) -> Any:
         double = copies[id(thing)] = object.__new__(type(thing))
         parts = {name: _in_double(part, copies) for name, part in vars(thing).items()}
         double.__dict__.update(parts)
+        if isinstance(double, Distribution):  # torch.compile turns it off: then p is wrong beyond
+            double._validate_args = True  # the support
     return copies[id(thing)]

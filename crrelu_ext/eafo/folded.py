@@ -13,10 +13,12 @@ from torch import Tensor
 from crrelu_ext.eafo.activations import jet
 from crrelu_ext.eafo.cuts import between, solve
 from crrelu_ext.eafo.densities import Density
-from crrelu_ext.elementwise import Function
+from crrelu_ext.elementwise import Function, value_of
 
 NEGLIGIBLE = 1e-6
-"""A branch may end in the tails with this part of the output density without a cut there."""
+"""A branch may end in a tail with this part of the output density without a cut there."""
+NEAR = 1e-3
+"""The end is where f has so much of the branch's range to go: samples stop soon after."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,23 @@ class FoldedDensity:
         own = torch.arange(len(self.folds) + 1, device="cpu")[:, None] == torch.bucketize(
             x, self.folds
         )
-        y = torch.where(own, x, self._preimages(self.activation(x), ~own))
+        y = torch.where(own, x, self._preimages(self._values(x), ~own))
         found = ~y.isnan()
         terms = self._term(y[found])
         q, dq = (torch.zeros_like(y).masked_scatter(found, term).sum(0) for term in terms)
         return q, dq
 
+    def _values(self, x: Tensor) -> Tensor:
+        return value_of(self.activation, x)
+
     def _term(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """p/|f'| and its derivative by z."""
         f = jet(self.activation, x)
         # Nearer to a fold f is not resolved in float64; the integrals give such points no weight.
-        first = f.first.where(f.first.abs() > self._smallest_slope, self._smallest_slope)
+        # In a tail f' may be as small, and is right.
+        near = ((x[:, None] - self.folds).abs() < 1e-9 * self.density.scale).any(-1)
+        unresolved = near & (f.first.abs() < self._smallest_slope)
+        first = f.first.where(~unresolved, self._smallest_slope)
         log_p, dp = self.density.log_prob_and_derivative(x)
         p = log_p.exp()
         correction = dp - p * f.second / first
@@ -71,7 +79,7 @@ class FoldedDensity:
         for low, high in pairwise(self.ends.tolist()):
             own = self.cuts[(low < self.cuts) & (self.cuts < high)]
             x = torch.cat([between(self.density, low, high, crowded=True), own]).sort()[0]
-            f = self.activation(x)
+            f = self._values(x)
             tables.append((x, f) if f[0] < f[-1] else (x.flip(0), f.flip(0)))
         return tables
 
@@ -89,7 +97,7 @@ class FoldedDensity:
             lower[row, found], upper[row, found] = x[above - 1], x[above]
         found = ~lower.isnan()
         target = z.expand_as(y)[found]
-        y[found] = solve(self.activation, target, lower[found], upper[found])
+        y[found] = solve(self._values, target, lower[found], upper[found])
         return y
 
     def crossings(self) -> Tensor:
@@ -101,9 +109,15 @@ class FoldedDensity:
         """
         points = torch.cat([self.ends[[0, -1]], self.cuts])
         low, high = self.ends[:-1, None], self.ends[1:, None]
-        y = self._preimages(self.activation(points), (points < low) | (points > high))
+        y = self._preimages(self._values(points), (points < low) | (points > high))
         found = ~y.isnan()
-        both = torch.cat([points[None], y.where(found, points)])
-        own, here = self._term(both.flatten())[0].view_as(both).split([1, len(y)])
-        in_tail = torch.arange(len(points), device="cpu") < 2
-        return y[found & (~in_tail | (own > NEGLIGIBLE * here))]
+        here = torch.zeros_like(y).masked_scatter(found, self._term(y[found])[0])
+        tails = [self._largest_near(self._tables[row], points[row]) for row in (0, -1)]
+        parts = torch.cat([torch.stack(tails), torch.full_like(self.cuts, math.inf)])
+        return y[found & (parts > NEGLIGIBLE * here)]
+
+    def _largest_near(self, table: tuple[Tensor, Tensor], end: Tensor) -> Tensor:
+        """The most of the density that a branch has where f is near its value at an end."""
+        x, f = table
+        at_end = f[(x - end).abs().argmin()]
+        return self._term(x[(f - at_end).abs() < NEAR * (f[-1] - f[0])])[0].max()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Real
 
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from crrelu_ext.derived import refuse_unless_bounds
 from crrelu_ext.eafo.activations import ClosedForm, CorrectedActivation, jet
 from crrelu_ext.eafo.cuts import between, density_jumps, solve
-from crrelu_ext.eafo.densities import DensityLike, as_density
-from crrelu_ext.eafo.problem import analyse, make_grid
-from crrelu_ext.elementwise import Function
+from crrelu_ext.eafo.densities import Density, DensityLike, as_density
+from crrelu_ext.eafo.grid import Grid
+from crrelu_ext.eafo.problem import REFINEMENTS, analyse, inside, make_grid
+from crrelu_ext.elementwise import Function, refuse_unless_floating, value_of
+
+LOST = 1e-8
+"""The part of the probability that a worst activation may lose, of the tails or by integration."""
 
 
 def output_entropy(activation: Function, density: DensityLike) -> float:
@@ -37,6 +44,7 @@ def correction(activation: Function, density: DensityLike) -> Function:
 
     Raises:
         ValueError: D jumps, eta = -D/f' diverges at the bounds, or D is not resolved.
+        TypeError: when called, for an x of no floating-point dtype.
     """
     problem = analyse(activation, density)
     spline = problem.direction()
@@ -45,12 +53,13 @@ def correction(activation: Function, density: DensityLike) -> Function:
     sign = problem.core.f.first[0, 0].sign()
 
     def D(x: Tensor) -> Tensor:
+        refuse_unless_floating("x", x)
         wide = x.detach().double().cpu()
         f = jet(activation, wide)
         log_p, dp = problem.density.log_prob_and_derivative(wide)
         p = log_p.exp()
         values = dp - (p * f.second / f.first).where(p > 0, 0.0)
-        return (sign * values).to(x)
+        return (sign * values).where(~wide.isnan(), wide).to(x)
 
     return D
 
@@ -62,7 +71,7 @@ def inverse_correction(activation: Function, density: DensityLike) -> Function:
 
     Raises:
         ValueError: as :func:`correction`; f is not monotone; and when called, for a z that f does
-            not reach inside the support.
+            not reach inside the support. TypeError: as there, for z.
     """
     problem = analyse(activation, density)
     D = correction(activation, density)
@@ -70,16 +79,18 @@ def inverse_correction(activation: Function, density: DensityLike) -> Function:
         raise ValueError("activation is not monotone: it has no inverse. Use correction")
     view = problem.density
     ends = torch.tensor([view.lower, view.upper], dtype=torch.float64, device="cpu")
-    reached = activation(ends).sort()[0]
+    f = partial(value_of, activation)
+    reached = f(ends).sort()[0]
 
     def eta(z: Tensor) -> Tensor:
+        refuse_unless_floating("z", z)
         wide = z.detach().double().cpu().flatten()
         if not ((wide >= reached[0]) & (wide <= reached[1])).all():
             raise ValueError(
                 f"z has values outside of [{reached[0]:.6g}, {reached[1]:.6g}], where f takes all "
                 "but a negligible part of the probability"
             )
-        y = solve(activation, wide, ends[:1].expand_as(wide), ends[1:].expand_as(wide))
+        y = solve(f, wide, ends[:1].expand_as(wide), ends[1:].expand_as(wide))
         return (-D(y) / jet(activation, y).first).reshape(z.shape).to(z)
 
     return eta
@@ -100,22 +111,44 @@ def worst_activation(density: DensityLike, lower: float = -1.0, upper: float = 1
 
     F is the density's distribution function. Its output is uniform on (a, b), so that its entropy,
     log(b - a), is the largest of all with these bounds. It is tabulated, to about 1e-10, and
-    constant beyond the support.
+    constant beyond the support. It can be pickled if the density can.
 
     Raises:
-        ValueError: the bounds are not finite and in order, or the density is refused.
+        ValueError: the bounds are not finite and in order, or the density is refused, or its
+            integral over the knots is not 1. TypeError: bounds that are no numbers.
     """
-    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
-        raise ValueError(f"lower is {lower} and upper {upper}; allowed are finite lower < upper")
+    refuse_unless_bounds(lower, upper)
     view = as_density(density)
     grid = make_grid(view, density_jumps(view, between(view, view.lower, view.upper)))
-    F = grid.running_integral(view.log_prob(grid.x).exp())
-    height = upper - lower
+    F = _distribution_function(view, grid)
+    for _ in range(REFINEMENTS):
+        if abs(1 - F[0, -1]) > LOST:
+            grid = replace(grid, knots=4 * grid.knots - 3)
+            F = _distribution_function(view, grid)
+    lost = 1 - F[0, -1].item()
+    if not abs(lost) <= LOST:
+        raise ValueError(
+            f"density integrates to 1 but for {lost:.2g} (allowed is {LOST:g}): it has poles, or "
+            "details too fine for the knots, or tails too heavy. Smooth it"
+        )
+    height = float(upper) - float(lower)
     return ClosedForm(
         CorrectedActivation(torch.zeros_like, 0.0, grid, grid.spline(lower + height * F)),
-        lambda x: height * view.log_prob(x).exp(),
-        lambda x: height * view.derivative(x),
+        partial(_times_p, height, view),
+        partial(_times_dp, height, view),
     )
+
+
+def _distribution_function(density: Density, grid: Grid) -> Tensor:
+    return grid.running_integral(density.log_prob(inside(grid))[None].exp())
+
+
+def _times_p(factor: float, density: Density, x: Tensor) -> Tensor:
+    return factor * density.log_prob(x).exp()
+
+
+def _times_dp(factor: float, density: Density, x: Tensor) -> Tensor:
+    return factor * density.derivative(x)
 
 
 @dataclass(frozen=True)
@@ -129,7 +162,8 @@ class Comparison:
     variance: float | None
     """Of the output; infinite also where it is not resolved."""
     scale_free_entropy: float | None
-    """H - ½ log var, which no rescaling changes; of a normal output the largest, 1.41894."""
+    """H - ½ log var, which no rescaling changes; of a normal output the largest, 1.41894. None
+    also where the variance is infinite."""
     slope: float | None
     """dH/dC along the correction."""
     refusal: str | None
@@ -142,7 +176,13 @@ def compare(
 
     Args:
         activations: by name, or in a sequence, where they have their own names.
+
+    Raises:
+        TypeError: activations that are neither.
     """
+    if not isinstance(activations, Mapping | Sequence):
+        given = type(activations).__name__
+        raise TypeError(f"activations has type {given}; allowed are a mapping and a sequence")
     named = (
         activations.items()
         if isinstance(activations, Mapping)
@@ -162,7 +202,8 @@ def _row(name: str, activation: Function, density: DensityLike) -> Comparison:
         slope = problem.slope(problem.grid.jet(problem.direction()))
     except ValueError as error:
         refusal = str(error)
-    scale_free = problem.entropy - math.log(problem.variance) / 2
+    known = problem.variance < math.inf
+    scale_free = problem.entropy - math.log(problem.variance) / 2 if known else None
     return Comparison(
         name, problem.entropy, problem.error, problem.variance, scale_free, slope, refusal
     )
@@ -184,8 +225,10 @@ def crrelu_inverse_error(epsilon: float) -> InverseError:
     """The error of f(x) = x + ε x exp(-x²/2) as the inverse of g(z) = z - ε z exp(-z²/2).
 
     Raises:
-        ValueError: epsilon is not finite, or larger than 1e100.
+        ValueError: epsilon is not finite, or larger than 1e100. TypeError: it is no number.
     """
+    if not isinstance(epsilon, float | Real):
+        raise TypeError(f"epsilon is {epsilon!r}; allowed is a number")
     if not abs(epsilon) <= 1e100:  # its square is the bound
         raise ValueError(f"epsilon is {epsilon}; allowed are finite numbers up to 1e100")
 

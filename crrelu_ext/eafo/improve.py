@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 from scipy.interpolate import BSpline
 
@@ -91,12 +92,13 @@ def improve(
             (without ``functions``), or even a small part of it raises the entropy; or ``steps`` or
             ``functions`` is not a whole number in its range.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")
-    if functions is not None and (not isinstance(functions, int) or not 0 < functions <= MOST):
+    refuse_unless_steps(steps)
+    if functions is not None and not (
+        isinstance(functions, int | Integral) and 0 < functions <= MOST
+    ):
         raise ValueError(f"functions is {functions!r}; allowed are None and ints from 1 to {MOST}")
     if step_size is not None and not (
-        isinstance(step_size, int | float) and 0 < step_size < math.inf
+        isinstance(step_size, float | Real) and 0 < step_size < math.inf
     ):
         raise ValueError(f"step_size is {step_size!r}; allowed are None and positive numbers")
     problem = analyse(activation, density)
@@ -124,6 +126,12 @@ def improve(
             else:
                 stopped = f"f is stationary: {VANISHES if functions is None else BLOCKED}"
     return Improvement(place.problem.activation, tuple(done), stopped)
+
+
+def refuse_unless_steps(steps: int) -> None:
+    """Raises a ValueError unless there is one or more."""
+    if not isinstance(steps, int | Integral) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; allowed are whole numbers from 1 on")
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,10 @@ class _Place:
         core, grid = self.problem.core, self.problem.grid
         span = Span(core, functions, scale_free)
         if not span.resolved.all():
-            raise ValueError(f"functions is {functions}: so many are not told apart, take fewer")
+            raise ValueError(
+                f"functions is {functions}: so many are not told apart, by integrals weighted with "
+                "1/f'; take fewer, or a density with lighter tails, where f' is not so small"
+            )
         if step_size is None:
             slope = self.problem.slope(span.jet(span.downwards), scale_free)
             step_size = WANTED / abs(slope) if slope else 1.0

@@ -36,7 +36,7 @@ STRIDE = 4
 RESOLVED = 1e-5
 """The largest error of an entropy, in nats, that is not refused."""
 JUMP = 1e-6
-"""The largest jump of D, relative to the largest |D|, that is not refused."""
+"""The largest jump of D, relative to the largest |D|, that is not refused; likewise of f."""
 ROUNDING = 1e-9
 """The part of its two terms below which D, their sum, may be rounding."""
 
@@ -149,13 +149,7 @@ class Problem:
 
     def refuse_unresolved(self) -> None:
         """Raises a ValueError if f is not what f' says, or if the entropy's error is too large."""
-        core, _ = self._entropy_terms
-        value, first = (
-            part.unflatten(-1, (core.grid.pieces, core.grid.knots))
-            for part in (core.f.value, core.f.first)
-        )
-        if (value.diff(dim=-1) * first[..., :-1].sign() < -1e-9 * value.abs().max()).any():
-            raise ValueError("activation jumps against its slope; allowed are continuous functions")
+        self._refuse_jumps_of_f()
         if not self.error <= RESOLVED:
             raise ValueError(
                 f"the entropy, {self.entropy:.6g}, is not known better than to {self.error:.2g} "
@@ -163,6 +157,51 @@ class Problem:
                 "or lost, the rest is the change from half as many knots. Smooth the density or "
                 "the activation, or take a density with lighter tails"
             )
+        if not self.resolved:
+            (x,) = self._by_pieces(self.grid.x)
+            place = x[:, :-1].flatten()[self._steps.argmax()].item()
+            raise ValueError(
+                f"activation has a step beside x = {place:.6g} that its slope at the knots does "
+                "not show: too steep, or a small jump. Smooth it"
+            )
+
+    def _by_pieces(self, *values: Tensor) -> list[Tensor]:
+        """Of values at the knots those of each piece, (pieces, knots of a piece)."""
+        return [part[0].unflatten(-1, (self.grid.pieces, self.grid.knots)) for part in values]
+
+    def _refuse_jumps_of_f(self) -> None:
+        """Where f jumps, it does so along its slope, and turns nowhere."""
+        f, sign = self._by_pieces(self.core.f.value, self.core.f.first.sign())
+        jumps = f[1:, 0] - f[:-1, -1]
+        # Where f turns as well, another branch may have no place for a value in the gap.
+        along = jumps * sign[1:, 0] if self.monotone else -jumps.abs()
+        size = f.abs().max()
+        if (f.diff() * sign[:, :-1] < -1e-9 * size).any() or (along < -JUMP * size).any():
+            raise ValueError(
+                "activation jumps against its slope, or jumps and turns elsewhere; allowed are "
+                "continuous functions"
+            )
+
+    @functools.cached_property
+    def _steps(self) -> Tensor:
+        """What steps of f between two knots may add to the entropy, (pieces, intervals).
+
+        By Jensen's inequality E[log |f'|] is at most the logarithm of the mean slope.
+        """
+        f = self.core.f
+        value, first, second, p, x = self._by_pieces(
+            f.value, f.first, f.second, self.core.p, self.grid.x
+        )
+        width, size = x.diff(), value.abs().max()
+        expected = width / 2 * (first[:, 1:] + first[:, :-1]) - width**2 / 12 * second.diff()
+        surplus = ((value.diff() - expected).abs() - 1e-14 * size).clamp(min=0)  # of rounding
+        changes = width / 2 * (p[:, 1:] + p[:, :-1]) * (surplus / expected.abs()).log1p()
+        return changes.nan_to_num(0.0)  # 0/0 where f' is 0
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the entropy is known, and f between the knots what f' says there."""
+        return self.error <= RESOLVED and self._steps.sum().item() <= RESOLVED
 
     def direction(self, scale_free: bool = False) -> BSpline:
         """D, the direction in which H, or H - ½ log var, falls: a spline on the grid.
@@ -308,7 +347,7 @@ def analyse(activation: Function, density: DensityLike) -> Problem:
         cuts = torch.cat([cuts, _apart(crossings[far], 1e-6 * view.scale)]).sort()[0]
         problem = replace(problem, cuts=cuts)
     for _ in range(REFINEMENTS):
-        if problem.error > RESOLVED:
+        if not problem.resolved:
             problem = replace(problem, knots=4 * problem.grid.knots - 3)
     problem.refuse_unresolved()
     return problem

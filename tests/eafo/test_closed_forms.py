@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
 import torch
 from torch import Tensor
-from torch.distributions import Cauchy, Distribution, Laplace, Normal, StudentT, Uniform
+from torch.distributions import (
+    Beta,
+    Cauchy,
+    Distribution,
+    FisherSnedecor,
+    Gamma,
+    Laplace,
+    LogNormal,
+    Normal,
+    StudentT,
+    Uniform,
+    VonMises,
+)
 from torch.nn import functional as F
 
 from crrelu_ext import eafo
@@ -55,6 +69,12 @@ def affine(factor: float) -> Callable[[Tensor], Tensor]:
         (identity, Cauchy(0.0, 1.0), math.log(4 * math.pi)),
         (identity, StudentT(3.0), scipy.stats.t(3).entropy()),
         (torch.exp, Normal(0.5, 2.0), 0.5 + H0 + math.log(2)),
+        (lambda x: torch.where(x < 0.3, x, x + 5), NORMAL, H0),  # jumps along its slope
+        (
+            lambda x: torch.where(x < 0.3, x, 2 * x + 5),
+            NORMAL,
+            H0 + math.log(2) * scipy.stats.norm.sf(0.3),
+        ),
         (torch.square, NORMAL, scipy.stats.chi2(1).entropy()),  # two branches
         (torch.abs, NORMAL, 0.5 * math.log(math.pi * math.e / 2)),
         (torch.abs, Laplace(0.0, 1.0), 1.0),
@@ -126,6 +146,36 @@ def test_worst_activation(
         assert eafo.output_entropy(activation, density) == pytest.approx(math.log(2), abs=TOLERANCE)
         assert eafo.correction(activation, density)(x).abs().max() < TOLERANCE
         assert eafo.entropy_slope(activation, density) == pytest.approx(0, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("density", "scipy_density"),
+    [
+        # Bounds off which rounding moves a knot.
+        (Beta(1.0, 3.0), scipy.stats.beta(1, 3)),
+        (FisherSnedecor(2.0, 3.0), scipy.stats.f(2, 3)),
+        (Uniform(-0.75, 0.0625), scipy.stats.uniform(-0.75, 0.8125)),
+        (LogNormal(0.0, 1.0), scipy.stats.lognorm(1)),  # needs more knots
+    ],
+)
+def test_worst_activation_is_the_distribution_function(
+    density: Distribution, scipy_density: scipy.stats.rv_continuous
+) -> None:
+    x = torch.from_numpy(scipy_density.ppf(np.linspace(0.001, 0.999, 201)))
+    exact = torch.from_numpy(scipy_density.cdf(x.numpy()))
+    worst = eafo.worst_activation(density, np.int64(0), np.float32(1))  # type: ignore[arg-type]
+    for f in (worst, pickle.loads(pickle.dumps(worst))):
+        assert torch.allclose(f(x), exact, rtol=0, atol=3e-8)
+        assert torch.allclose(f.jet(x).first, density.log_prob(x).exp().double(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "density",
+    [Beta(0.5, 0.5), Gamma(0.3, 1.0), VonMises(*torch.tensor([0.0, 2.0])), LogNormal(0.0, 3.0)],
+)
+def test_worst_activations_whose_mass_is_lost_are_refused(density: Distribution) -> None:
+    with pytest.raises(ValueError, match="density integrates to 1 but for"):
+        eafo.worst_activation(density)
 
 
 def test_worst_activation_has_the_bounds_asked_for() -> None:

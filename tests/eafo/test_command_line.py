@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.patches import StepPatch
 from torch import Tensor, nn
+from torch.distributions import Cauchy, Distribution, Normal
 
 from crrelu_ext import CRReLU, DynamicActivation, eafo
 from crrelu_ext.eafo import plots
@@ -38,9 +40,12 @@ def test_commands(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*command_line.split(), "--out", str(tmp_path / "new")]) == 0
-    assert expected in capsys.readouterr().out
-    assert (tmp_path / "new" / picture).read_bytes().startswith(PNG)
+    out = tmp_path / "a[red]b"
+    assert main([*command_line.split(), "--out", str(out)]) == 0
+    output = capsys.readouterr().out
+    assert expected in output
+    assert str(out / picture) in output
+    assert (out / picture).read_bytes().startswith(PNG)
 
 
 def test_refusals_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,9 +56,58 @@ def test_refusals_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("worst --density normal(1)", "do not fit"),
         ("compare --density normal(0,1)+laplace(0,1)", "allowed are such as"),
         ("from-model --model nowhere:model --batch x", "nowhere"),
+        ("from-model --model operator:itemgetter --batch x", "allowed is MODULE:NAME. TypeError"),
+        ("improve --activation [/]", "activation is '[/]'; allowed are"),
+        ("improve --activation identity --density normal(0,1e300)", "up to 1e+100"),
+        ("worst --density 0.5*uniform(0,1)+0.5*uniform(2,3)", "density has type Mixture"),
     ):
         assert main(command_line.split()) == 1
         assert expected in capsys.readouterr().out
+
+
+def test_what_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spaces between names do no harm, one refused row leaves the others; no picture is drawn."""
+    monkeypatch.setattr(plots, "comparison", None)
+    assert main(["compare", "--activations", "silu, relu, softplus"]) == 0
+    output = capsys.readouterr().out
+    assert "-0.27166" in output
+    assert "relu: activation is flat" in output
+
+
+def test_the_worst_activation_is_shown_where_the_density_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["worst", "--density", "normal(1000,0.01)"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {float(row[0]): float(row[1]) for row in rows if len(row) == 2 and row[0][:1].isdigit()}
+    assert len(found) == 17
+    for x, f in found.items():
+        assert f == pytest.approx(
+            math.erf((x - 1000) / 0.01 / math.sqrt(2)), abs=5e-3
+        )  # x is rounded
+
+
+@pytest.mark.parametrize("density", [Normal(0.0, 1.0), Cauchy(0.0, 1.0)])
+def test_pictures_show_the_output_density(density: Distribution) -> None:
+    """Of the identity it is the input's; its area is the probability that is shown."""
+    axes = plots.comparison({"line": lambda x: x}, density).axes[1]
+    (patch,) = axes.patches
+    assert isinstance(patch, StepPatch)
+    heights, edges, _ = patch.get_data()
+    ends = density.cdf(torch.tensor([edges[0], edges[-1]]))
+    area = (heights * (edges[1:] - edges[:-1])).sum()
+    assert area == pytest.approx((ends[1] - ends[0]).item(), abs=1e-4)
+
+
+def broken() -> nn.Module:
+    raise KeyError("no such size")
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise IndexError("no such place")
 
 
 def network() -> nn.Module:
@@ -129,9 +183,20 @@ def test_from_model_command(
     assert "6: activation is flat" in output
     assert (tmp_path / "layers.png").read_bytes().startswith(PNG)
     assert main([*command_line, str(tmp_path / "missing.pt")]) == 1
+    assert main([*command_line, str(tmp_path / "batch.pt"), "--steps", "0"]) == 1
+    assert "steps is 0" in capsys.readouterr().out
+    for model, complaint in (("broken", "KeyError: 'no such size'"), ("Picky", "IndexError: no")):
+        arguments = ["from-model", "--model", f"a_model:{model}", "--batch"]
+        assert main([*arguments, str(tmp_path / "batch.pt")]) == 1
+        assert complaint in capsys.readouterr().out
     torch.save((torch.randn(100, 4), torch.zeros(100)), tmp_path / "pair.pt")
     (tmp_path / "text.pt").write_text("no tensor")
-    for name, complaint in (("pair", "a tuple"), ("text", "not what torch.save writes")):
+    (tmp_path / "empty.pt").write_text("")
+    for name, complaint in (
+        ("pair", "a tuple"),
+        ("text", "not what torch.save writes"),
+        ("empty", "it ends too early"),
+    ):
         assert main([*command_line, str(tmp_path / f"{name}.pt")]) == 1
         assert complaint in capsys.readouterr().out
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
+from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
     Bernoulli,
     Beta,
+    Categorical,
+    Distribution,
     Exponential,
     LogNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
     StudentT,
+    TransformedDistribution,
+    Uniform,
 )
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crrelu_ext import eafo
 
@@ -137,8 +146,90 @@ def test_what_is_no_density_is_refused() -> None:
         eafo.SampleDensity([1.0, 2.0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="counts has type list; allowed is"):
         eafo.HistogramDensity(torch.arange(3.0), [1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"samples has dtype torch.complex64; allowed are real"):
+        eafo.SampleDensity(torch.randn(200, dtype=torch.complex64))
     with pytest.raises(ValueError, match="discrete"):
         eafo.output_entropy(identity, Bernoulli(0.3))
+
+
+class Bare(Distribution):
+    """Without support and samples."""
+
+    def __init__(self) -> None:
+        super().__init__(validate_args=False)
+
+
+def mixture(components: Distribution) -> Distribution:
+    return MixtureSameFamily(Categorical(torch.ones(2)), components)
+
+
+PAIR = torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_densities_without_what_is_needed_are_refused(
+    checks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distribution, "_validate_args", checks)
+    for density in (
+        mixture(Uniform(0 * PAIR, PAIR)),
+        TransformedDistribution(Uniform(0.0, 1.0), [AffineTransform(0.0, 2.0)]),
+    ):
+        with pytest.raises(ValueError, match="no log_prob at some points of what it calls"):
+            eafo.output_entropy(identity, density)
+    with pytest.raises(ValueError, match="type Bare, without support or samples"):
+        eafo.output_entropy(identity, Bare())
+    huge = Normal(torch.tensor(0.0).double(), 1e300)
+    with pytest.raises(ValueError, match=r"quartiles -6.*e\+299 .*up to 1e\+100"):
+        eafo.output_entropy(identity, huge)
+
+
+def test_mixtures_with_a_bounded_support() -> None:
+    def minus_p_log_p(x: float) -> float:
+        p = math.exp(-x) / 2 + math.exp(-2 * x)
+        return -p * math.log(p)
+
+    exact = scipy.integrate.quad(minus_p_log_p, 0, 50)[0]
+    entropy = eafo.output_entropy(identity, mixture(Exponential(PAIR)))
+    assert entropy == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "density",
+    [
+        eafo.SampleDensity(torch.cat([torch.zeros(800), torch.linspace(-2, 2, 200)])),
+        eafo.SampleDensity(torch.tan(torch.linspace(-1.57, 1.57, 5000))),  # Cauchy's quantiles
+        eafo.HistogramDensity(torch.arange(4.0), torch.tensor([5.0, 190.0, 5.0])),
+    ],
+)
+def test_ties_and_outliers(density: eafo.SampleDensity) -> None:
+    """The scale is never below the bandwidth, so that steps are as wide as the smoothing."""
+    result = eafo.improve(identity, density, functions=8, steps=5)
+    assert len(result.steps) == 5
+    assert result.steps[0].entropy_before - result.steps[-1].entropy_after > 0.5
+    assert getattr(result.activation, "scale") >= density.bandwidth  # noqa: B009
+
+
+def test_the_masses_add_up_and_many_points_take_little_memory() -> None:
+    density = eafo.SampleDensity(torch.randn(1003))
+    counts = 1003 * density.masses.double()
+    assert torch.allclose(counts, counts.round(), rtol=0, atol=1e-12)
+    assert counts.sum().item() == pytest.approx(1003)
+    x = torch.linspace(-3, 3, 60_000).double().reshape(2, -1)
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            largest = max(largest, result.numel() if isinstance(result, Tensor) else 0)
+            return result
+
+    with Largest():
+        p, dp = density.log_prob(x).exp(), density.derivative(x)
+    assert largest <= 2**20
+    assert torch.equal(p[1, ::1000], density.log_prob(x[1, ::1000]).exp())
+    assert torch.equal(dp[1, ::1000], density.derivative(x[1, ::1000]))
 
 
 def test_bounded_supports() -> None:

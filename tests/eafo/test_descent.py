@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Gumbel, Laplace, Normal, StudentT, Uniform
 from torch.nn import functional as F
 
-from crrelu_ext import eafo
+from crrelu_ext import CRReLU, DynamicCRReLU, eafo
+from crrelu_ext.eafo import plots
+from crrelu_ext.reference import crrelu
 
 from .cases import NORMAL, identity, logistic, normals
 
@@ -118,6 +123,10 @@ def test_the_worst_activation_is_stationary() -> None:
 
 def test_a_later_refusal_ends_the_descent() -> None:
     (first,) = eafo.improve(F.softplus, NORMAL).steps
+    assert first.margin == 0.5  # of the C that ends monotonicity
+    (half,) = eafo.improve(F.softplus, NORMAL, step_size=first.step_size / 2).steps
+    assert half.margin == pytest.approx(0.75)
+    assert first.tail_mass == pytest.approx(math.erfc(6.4 / math.sqrt(2)), rel=0.5)
     result = eafo.improve(F.softplus, NORMAL, steps=5, step_size=first.step_size)
     assert len(result.steps) == 1
     assert "step_size" in str(result.stopped)
@@ -165,6 +174,10 @@ def test_atoms_are_refused() -> None:
         ("softplus", TypeError, "activation has type str; allowed is a callable on tensors"),
         (torch.log, ValueError, "inf or NaN at x ="),
         (lambda x: x - x.floor(), ValueError, "jumps against its slope"),
+        (lambda x: torch.where(x < 0, x, 2 * x - 5), ValueError, "jumps against its slope"),
+        (lambda x: x.abs() + (x > 1), ValueError, "jumps and turns elsewhere"),
+        (lambda x: x + 0.1 * torch.tanh(1e6 * (x - 0.3137)), ValueError, "step beside x = 0.31"),
+        (lambda x: x + 0.1 * torch.tanh(3e3 * (x - 0.3137)), ValueError, "is not known better"),
     ],
 )
 def test_what_is_no_activation_is_refused(
@@ -178,6 +191,8 @@ def test_arguments_that_are_refused() -> None:
     for steps in (0, 1.5, "x"):
         with pytest.raises(ValueError, match=f"steps is {steps!r}; allowed are whole numbers"):
             eafo.improve(torch.tanh, NORMAL, steps=steps)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {"steps": np.int64(1), "step_size": np.float32(1)}
+    assert eafo.improve(torch.tanh, NORMAL, **numbers).steps
     for size in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="step_size is"):
             eafo.improve(torch.tanh, NORMAL, step_size=size)
@@ -185,8 +200,14 @@ def test_arguments_that_are_refused() -> None:
         eafo.improve(torch.tanh, NORMAL, step_size=1000)
     with pytest.raises(ValueError, match="lower is 1"):
         eafo.worst_activation(NORMAL, 1, -1)
+    with pytest.raises(TypeError, match="upper is 'a'; allowed is a number"):
+        eafo.worst_activation(NORMAL, 1, "a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epsilon is nan"):
         eafo.crrelu_inverse_error(float("nan"))
+    with pytest.raises(TypeError, match="epsilon is 'a'; allowed is a number"):
+        eafo.crrelu_inverse_error("a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"activations has type builtin.*; allowed are a mapping"):
+        eafo.compare(torch.tanh, NORMAL)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not monotone"):
         eafo.inverse_correction(F.silu, NORMAL)
 
@@ -216,6 +237,65 @@ def test_the_result_is_an_activation_like_any_other(
     assert torch.allclose(each, together)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: eafo.correction(F.softplus, NORMAL),
+        lambda: eafo.correction(F.silu, NORMAL),
+        lambda: eafo.worst_activation(NORMAL),
+        lambda: eafo.improve(F.softplus, NORMAL).activation,
+    ],
+)
+def test_what_comes_back_takes_floats_alone(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
+    function = make()
+    with pytest.raises(TypeError, match=r"x has dtype torch.int64; allowed are floating-point"):
+        function(torch.arange(-2, 3))
+    assert function(torch.tensor([math.nan, 0.5])).isnan().tolist() == [True, False]
+
+
+EPSILON = nn.Parameter(torch.tensor([0.3]))
+MODULES: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+    (nn.SiLU(inplace=True), F.silu),
+    (nn.LeakyReLU(0.3, inplace=True), lambda x: F.leaky_relu(x, 0.3)),
+    (nn.PReLU(init=0.5), lambda x: F.leaky_relu(x, 0.5)),
+    (CRReLU(init=0.3), lambda x: crrelu(x, EPSILON.detach())),
+    (DynamicCRReLU(init=0.3), lambda x: crrelu(x, EPSILON.detach())),
+    (lambda x: crrelu(x, EPSILON), lambda x: crrelu(x, EPSILON.detach())),
+]
+
+
+@pytest.mark.parametrize(("module", "function"), MODULES)
+def test_activations_in_place_or_with_parameters(
+    module: Callable[[Tensor], Tensor], function: Callable[[Tensor], Tensor]
+) -> None:
+    for functional in (eafo.output_entropy, eafo.entropy_slope):
+        exact = functional(function, NORMAL)
+        assert functional(module, NORMAL) == pytest.approx(exact, abs=1e-7)
+    assert eafo.compare([module], NORMAL)[0].slope is not None
+    result, other = (eafo.improve(f, NORMAL) for f in (module, function))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        x = torch.linspace(-3, 3, 33, dtype=dtype)
+        expected = other.activation(x.clone())
+        assert torch.allclose(result.activation(x), expected, atol=1e-6)
+        assert torch.equal(x, torch.linspace(-3, 3, 33, dtype=dtype))
+    assert plots.improvement(module, result, NORMAL).axes
+    assert plots.comparison({"f": module}, NORMAL).axes
+
+
+def test_in_inference_mode_comes_what_can_be_trained() -> None:
+    module = nn.PReLU(init=0.5)
+    with torch.inference_mode():
+        functions: list[Callable[[Tensor], Tensor]] = [
+            eafo.improve(F.softplus, NORMAL).activation,
+            eafo.improve(module, NORMAL).activation,
+            eafo.worst_activation(NORMAL),
+        ]
+    for function in functions:
+        x = torch.linspace(-2, 2, 9, requires_grad=True)
+        function(x).square().sum().backward()
+        assert x.grad is not None
+
+
 def test_compare() -> None:
     activations = {"softplus": F.softplus, "ReLU": torch.relu, "ELU": F.elu, "line": identity}
     rows = eafo.compare(activations, NORMAL)
@@ -232,6 +312,7 @@ def test_compare() -> None:
     (heavy,) = eafo.compare([identity], StudentT(2.0))
     assert len(eafo.compare([torch.nn.Softplus(), torch.nn.Softplus()], NORMAL)) == 2
     assert heavy.variance == float("inf")
+    assert heavy.scale_free_entropy is None
     assert relu.entropy is None
     assert "atom" in str(relu.refusal)
     assert {row.name for row in eafo.compare([torch.tanh, identity], NORMAL)} == {

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from scipy.integrate import quad
 from scipy.optimize import brentq
+from scipy.special import expit, ndtr
 from torch import Tensor
+from torch.distributions import Distribution, Laplace, Normal
 from torch.nn import functional as F
 
 from crrelu_ext import eafo
@@ -46,6 +51,46 @@ def test_entropy_of_the_histogram(name: str) -> None:
     exact = eafo.output_entropy(activation, NORMAL)
     assert abs(entropies[-1] - exact) < 0.03
     assert abs(entropies[-1] - exact) < abs(entropies[0] - exact) + 1e-3
+
+
+def gelu_slope(x: float) -> float:
+    return float(ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi))
+
+
+@pytest.mark.parametrize(
+    ("activation", "f", "slope", "density", "scipy_density"),
+    [
+        (F.silu, lambda x: x * expit(x), lambda x: expit(x) * (1 + x * expit(-x)), *densities)
+        for densities in (
+            (Normal(0.0, 8.0), scipy.stats.norm(0, 8)),
+            (Laplace(0.0, 2.0), scipy.stats.laplace(0, 2)),
+            (Laplace(0.0, 4.0), scipy.stats.laplace(0, 4)),
+        )
+    ]
+    + [(F.gelu, lambda x: x * ndtr(x), gelu_slope, Normal(0.0, 2.1), scipy.stats.norm(0, 2.1))],
+)
+def test_entropy_by_quadrature_where_the_slope_is_tiny_in_a_tail(
+    activation: Callable[[Tensor], Tensor],
+    f: Callable[[float], float],
+    slope: Callable[[float], float],
+    density: Distribution,
+    scipy_density: scipy.stats.rv_continuous,
+) -> None:
+    fold = brentq(slope, -2, -0.5, xtol=1e-15)
+
+    def term(x: float) -> float:
+        """-p log q(f(x)), with the other place of that value."""
+        q = scipy_density.pdf(x) / abs(slope(x))
+        if x < 0:
+            ends = (fold, 0) if x < fold else (-700, fold)
+            other = brentq(lambda y: f(y) - f(x), *ends, xtol=1e-300, rtol=1e-15)
+            q += scipy_density.pdf(other) / abs(slope(other))
+        return float(-scipy_density.pdf(x) * np.log(q)) if q else 0.0
+
+    far = scipy_density.isf(1e-12)
+    cuts = (-far, -8, -4, fold, -0.5, -1e-2, -1e-4, -1e-8, 0, far)
+    exact = sum(quad(term, *ends, limit=200)[0] for ends in pairwise(cuts))
+    assert eafo.output_entropy(activation, density) == pytest.approx(exact, abs=1e-6)
 
 
 def test_correction_of_silu() -> None:

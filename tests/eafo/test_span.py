@@ -13,7 +13,7 @@ from numpy.polynomial import HermiteE
 from scipy.integrate import quad
 from scipy.optimize import minimize
 from torch import Tensor
-from torch.distributions import Distribution, Laplace, Normal, Uniform
+from torch.distributions import Distribution, Laplace, Normal, StudentT, Uniform
 from torch.nn import functional as F
 
 from crrelu_ext import eafo
@@ -277,6 +277,16 @@ REFUSED: list[tuple[Callable[[Tensor], Tensor], Any, str]] = [
 def test_refusals(activation: Callable[[Tensor], Tensor], functions: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         eafo.improve(activation, NORMAL, functions=functions)
+
+
+def test_softplus_under_heavy_tails() -> None:
+    """As docs/theory.md says."""
+    none = eafo.improve(F.softplus, StudentT(5.0), functions=8)
+    assert none.steps == ()
+    assert "keeps f' above its floor" in str(none.stopped)
+    with pytest.raises(ValueError, match=r"not told apart.*lighter tails"):
+        eafo.improve(F.softplus, StudentT(3.0), functions=2)
+    assert len(eafo.improve(F.softplus, StudentT(10.0), functions=8, steps=3).steps) == 3
 
 
 def test_functions_that_are_not_told_apart() -> None:
