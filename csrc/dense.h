@@ -20,4 +20,19 @@ inline at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) 
   return tensor;
 }
 
+/// Elements from one row to the next, a row being the last dimension, where rows have no gaps and
+/// lie at equal distances, as those of a part of a matrix's columns; else -1.
+inline int64_t row_stride(const at::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  if (last < 1 || tensor.stride(last) != 1) return -1;
+  int64_t rows = 1, stride = 0;
+  for (int64_t dim = last - 1; dim >= 0; --dim) {
+    if (tensor.size(dim) == 1) continue;
+    if (rows == 1) stride = tensor.stride(dim);
+    if (tensor.stride(dim) != stride * rows) return -1;
+    rows *= tensor.size(dim);
+  }
+  return stride;
+}
+
 }  // namespace crrelu

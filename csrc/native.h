@@ -2,19 +2,22 @@
 // its tensors are made and its kernels called:
 //
 //     Guard                    that makes a device the current one
-//     empty_output(like)       a tensor as `like`, which has no gaps
+//     kShortestRow             shorter rows with gaps between them are copied
+//     empty_output(like)       a tensor as `like`, without gaps
 //     parameter(given, dense)  a Parameter, of Epsilons or of a Table, for a first input `dense`
 //     forward(activation, inputs, parameter, output)
 //     backward(activation, grad_output, inputs, parameter, wanted)
 //                              the gradients wanted, of the inputs and then of epsilon
 //
-// where inputs, output and grad_output have no gaps and lie alike.
+// where inputs, output and grad_output have no gaps and lie alike; or, where one epsilon or table
+// serves all elements, inputs and grad_output have gaps between rows at most (row_stride).
 #pragma once
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include <array>
+#include <initializer_list>
 #include <tuple>
 #include <utility>
 
@@ -61,6 +64,7 @@ struct Epsilons {
     static const at::Tensor undefined;
     return undefined;
   }
+  bool is_one() const { return epsilon.numel() == 1; }
   Layout layout(const at::Tensor& dense) const {
     return layout_of(dense, epsilon.numel(), channel_dim);
   }
@@ -68,6 +72,7 @@ struct Epsilons {
 struct Table {
   const at::Tensor& table;
 
+  bool is_one() const { return true; }
   Layout layout(const at::Tensor& dense) const { return {1, 1, dense.numel()}; }
 };
 
@@ -91,20 +96,36 @@ class Operators {
   using Guard = typename Backend::Guard;
 
   /// Makes them lie alike, without gaps.
-  template <size_t kInputs>
-  static void lay_out(std::array<Tensor, kInputs>& inputs) {
+  static void lay_out(std::array<Tensor, 1>& inputs) { inputs[0] = without_gaps(inputs[0]); }
+  static void lay_out(std::array<Tensor, 2>& inputs) {
     inputs[0] = without_gaps(inputs[0]);
-    for (size_t k = 1; k < kInputs; ++k) inputs[k] = laid_out_as(inputs[k], inputs[0]);
+    inputs[1] = laid_out_as(inputs[1], inputs[0]);
+  }
+
+  /// Whether there are gaps between rows, and the kernels may take them as they are.
+  template <class Given>
+  static bool in_rows(std::initializer_list<at::TensorList> tensors, const Given& given) {
+    const Tensor& first = tensors.begin()->front();
+    if (!given.is_one() || first.dim() < 2 || first.size(-1) < Backend::kShortestRow) return false;
+    bool gaps = false;
+    for (const at::TensorList list : tensors) {
+      for (const Tensor& tensor : list) {
+        if (row_stride(tensor) < 0) return false;
+        gaps = gaps || !tensor.is_contiguous();
+      }
+    }
+    return gaps;
   }
 
   template <size_t kInputs, class Given>
   static Tensor value(Activation activation, std::array<Tensor, kInputs> inputs,
                       const Given& given) {
     const Guard guard(inputs[0].device());
-    const bool gaps = !inputs[0].is_non_overlapping_and_dense();
-    lay_out(inputs);
+    const bool rows = in_rows({inputs}, given);
+    const bool copied = !rows && !inputs[0].is_non_overlapping_and_dense();
+    if (!rows) lay_out(inputs);
     // A copy without gaps is nobody else's: it becomes the output.
-    auto output = gaps ? inputs[0] : Backend::empty_output(inputs[0]);
+    auto output = copied ? inputs[0] : Backend::empty_output(inputs[0]);
     Backend::forward(activation, inputs, Backend::parameter(given, inputs[0]), output);
     return output;
   }
@@ -115,9 +136,13 @@ class Operators {
                                                    const Given& given,
                                                    const std::array<bool, kInputs + 1>& wanted) {
     const Guard guard(inputs[0].device());
-    lay_out(inputs);
-    return Backend::backward(activation, laid_out_as(grad_output, inputs[0]), inputs,
-                             Backend::parameter(given, inputs[0]), wanted);
+    Tensor grad = grad_output;
+    if (!in_rows({inputs, grad_output}, given)) {
+      lay_out(inputs);
+      grad = laid_out_as(grad, inputs[0]);
+    }
+    return Backend::backward(activation, grad, inputs, Backend::parameter(given, inputs[0]),
+                             wanted);
   }
 
   static Tensor crrelu(const Tensor& input, const Tensor& epsilon, int64_t channel_dim) {

@@ -118,6 +118,22 @@ def test_strides(device: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_halves_of_one_projection(device: str, dtype: torch.dtype) -> None:
+    """Gate and up as `chunk` gives them, whose rows have gaps."""
+    both = torch.randn(40, 600, device=device, dtype=dtype).requires_grad_()
+    epsilon = torch.tensor([-0.7], device=device).requires_grad_()
+    grad_output = torch.randn(40, 300, device=device, dtype=dtype)
+    results = []
+    for gate, up in (both.chunk(2, -1), [half.contiguous() for half in both.chunk(2, -1)]):
+        output = crrelu_glu(gate, up, epsilon)
+        results.append((output, *torch.autograd.grad(output, (both, epsilon), grad_output)))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][0].is_contiguous()
+
+
 def test_frozen(device: str) -> None:
     """Each gradient has the same bits, whichever others are wanted."""
     tensors = [torch.randn(300, device=device), torch.randn(300, device=device)]

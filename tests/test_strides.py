@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -151,6 +152,35 @@ def test_each_channel_has_its_epsilon_in_what_threads_share(
     test_each_channel_has_its_epsilon(device, dtype, shape, channel_dim)
 
 
+ROWS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
+    "half": lambda randn: randn(37, 400).chunk(2, -1)[1],
+    "columns": lambda randn: randn(9, 300)[:, 5:204],
+    "short": lambda randn: randn(9, 300)[:, :100],
+    "long": lambda randn: randn(3, 40_000)[:, 1:39_000],
+    "every other row": lambda randn: randn(8, 200)[::2],
+    "three dimensions": lambda randn: randn(4, 9, 300).chunk(2, -1)[0],
+    "rows left out": lambda randn: randn(4, 9, 150)[:, :7],
+    "repeated": lambda randn: randn(150).expand(6, 150),
+    "overlapping": lambda randn: randn(700).as_strided((5, 150), (130, 1)),
+    "one": lambda randn: randn(1, 300)[:, 7:],
+}
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["one", "per_channel"])
+@pytest.mark.parametrize("name", ROWS)
+def test_gaps_between_rows(device: str, dtype: torch.dtype, name: str, per_channel: bool) -> None:
+    randn = partial(torch.randn, device=device, dtype=dtype)
+    input, grad_output = ROWS[name](randn), ROWS[name](randn)
+    channels = input.shape[-1] if per_channel else 1
+    epsilon = torch.linspace(-1.7, 1, channels, device=device)
+    for x, grad in (
+        (input, grad_output),
+        (input, grad_output.clone()),
+        (input.clone(), grad_output),
+    ):
+        assert_right(x, epsilon, grad, -1)
+
+
 PERMUTED: dict[str, Callable[[], Tensor]] = {
     "channels_last": lambda: torch.randn(2, 12, 9, 5).to(memory_format=torch.channels_last),
     "channels_last_3d": lambda: torch.randn(2, 6, 3, 5, 4).to(memory_format=torch.channels_last_3d),
@@ -208,6 +238,18 @@ def test_no_copy_of_a_permuted_input() -> None:
     gaps = input.detach()[:, :, :, :31]  # of which there is a copy, which becomes the output
     allocated = allocated_bytes(lambda: crrelu_ext.crrelu(gaps, epsilon[:1]))
     assert gaps.nbytes <= allocated <= gaps.nbytes + small
+
+
+def test_no_copy_of_a_part_of_the_columns() -> None:
+    gate, up = torch.randn(2000, 600).chunk(2, -1)
+    epsilon, most = torch.ones(1), gate.nbytes + 16384
+    for forward in (
+        lambda: crrelu_ext.crrelu(gate, epsilon),
+        lambda: crrelu_ext.crrelu_glu(gate, up, epsilon),
+    ):
+        assert gate.nbytes <= allocated_bytes(forward) <= most
+    backward, both = torch.ops.crrelu_ext.crrelu_backward, [True, True]
+    assert gate.nbytes <= allocated_bytes(lambda: backward(up, gate, epsilon, 1, both)) <= most
 
 
 def test_zero_dimensional(device: str, dtype: torch.dtype) -> None:

@@ -55,6 +55,7 @@ struct Cpu {
   struct Guard {
     explicit Guard(at::Device) {}
   };
+  static constexpr int64_t kShortestRow = kShortestRun;
   static at::Tensor empty_output(const at::Tensor& like);
   static Parameter parameter(const Epsilons& given, const at::Tensor& dense);
   static Parameter parameter(const Table& given, const at::Tensor& dense);
@@ -68,7 +69,10 @@ struct Cpu {
 };
 
 at::Tensor Cpu::empty_output(const at::Tensor& like) {
-  auto output = at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type());
+  auto output =
+      like.is_non_overlapping_and_dense()
+          ? at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type())
+          : at::detail::empty_cpu(like.sizes(), like.scalar_type());
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const int64_t bytes = output.nbytes();
   if (bytes >= kHugePageBytes) {
@@ -192,13 +196,18 @@ at::Tensor row_of(const at::Tensor& numbers, const Plan& plan) {
 template <class Void, int kTensors>
 struct Addresses {
   std::array<Void*, kTensors> first{};
+  /// Bytes of a row, and of the gap behind it.
+  int64_t row = 1;
+  std::array<int64_t, kTensors> gaps{};
 
-  /// Those of the elements that lie so many bytes behind the first ones.
+  /// Those of the elements that lie so many bytes behind the first ones, gaps not counted.
   std::array<Void*, kTensors> at(int64_t bytes) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
     auto addresses = first;
-    for (auto& address : addresses) {
-      if (address) address = static_cast<Byte*>(address) + bytes;
+    for (size_t i = 0; i < kTensors; ++i) {
+      if (!addresses[i]) continue;
+      const int64_t gap = gaps[i] ? bytes / row * gaps[i] : 0;
+      addresses[i] = static_cast<Byte*>(addresses[i]) + bytes + gap;
     }
     return addresses;
   }
@@ -211,6 +220,30 @@ Addresses<const void, kTensors> addresses_of(at::TensorList tensors) {
     if (tensors[i].defined()) addresses.first[i] = tensors[i].const_data_ptr();
   }
   return addresses;
+}
+
+/// Of tensors that may have gaps between rows.
+template <int kTensors>
+Addresses<const void, kTensors> addresses_of_rows(at::TensorList tensors) {
+  auto addresses = addresses_of<kTensors>(tensors);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto& tensor = tensors[i];
+    if (tensor.is_non_overlapping_and_dense()) continue;
+    addresses.row = tensor.size(-1) * tensor.element_size();
+    addresses.gaps[i] = row_stride(tensor) * tensor.element_size() - addresses.row;
+  }
+  return addresses;
+}
+
+/// With gaps each row is a run.
+Layout layout_in_rows(const Layout& layout, std::initializer_list<at::TensorList> tensors) {
+  for (const at::TensorList list : tensors) {
+    for (const at::Tensor& tensor : list) {
+      if (tensor.is_non_overlapping_and_dense()) continue;
+      return {tensor.numel() / tensor.size(-1), 1, tensor.size(-1)};
+    }
+  }
+  return layout;
 }
 
 /// The parameter's numbers, where in rows written out for each column, and their size in bytes.
@@ -238,10 +271,10 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   const int64_t numel = input.numel();
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
-  const Plan plan(parameter.layout);
+  const Plan plan(layout_in_rows(parameter.layout, {inputs}));
   const Numbers numbers(parameter, plan);
   const int64_t size = input.element_size();
-  const auto x = addresses_of<kMostInputs>(inputs);
+  const auto x = addresses_of_rows<kMostInputs>(inputs);
   auto* y = static_cast<char*>(output.mutable_data_ptr());
   const bool stream = x.first[0] != y && numel * size >= kStreamBytes;
 
@@ -331,8 +364,8 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
   const int64_t size = input.element_size();
-  const auto* g = static_cast<const char*>(grad_output.const_data_ptr());
-  const auto x = addresses_of<kMostInputs>(inputs);
+  const auto g = addresses_of_rows<1>(grad_output);
+  const auto x = addresses_of_rows<kMostInputs>(inputs);
   const bool stream = numel * size >= kStreamBytes, want_epsilon = !sums.empty();
 
   if (plan.rows) {
@@ -341,7 +374,8 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
         const int64_t band = i / plan.tiles(), row = band * plan.band,
                       column = i % plan.tiles() * plan.tile;
         const int64_t at = (row * plan.columns + column) * size;
-        kernels.backward_rows(g + at, x.at(at).data(), numbers.at(column).data(), gx.at(at).data(),
+        kernels.backward_rows(g.at(at)[0], x.at(at).data(), numbers.at(column).data(),
+                              gx.at(at).data(),
                               want_epsilon ? sums.data() + band * plan.columns + column : nullptr,
                               std::min(plan.band, plan.full_rows - row),
                               std::min(plan.tile, plan.columns - column), plan.columns);
@@ -349,7 +383,7 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
     });
     if (plan.rest > 0) {
       const int64_t at = (numel - plan.rest) * size;
-      kernels.backward_rows(g + at, x.at(at).data(), numbers.at(0).data(), gx.at(at).data(),
+      kernels.backward_rows(g.at(at)[0], x.at(at).data(), numbers.at(0).data(), gx.at(at).data(),
                             want_epsilon ? sums.data() + plan.bands() * plan.columns : nullptr, 1,
                             plan.rest, plan.rest);
     }
@@ -359,9 +393,9 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / plan.pieces, start = i % plan.pieces * kChunk;
       const int64_t at = (run * plan.inner + start) * size;
-      kernels.backward(g + at, x.at(at).data(), numbers.at(run % channels).data(), gx.at(at).data(),
-                       want_epsilon ? &sums[i] : nullptr, std::min(kChunk, plan.inner - start),
-                       stream, channels == 1);
+      kernels.backward(g.at(at)[0], x.at(at).data(), numbers.at(run % channels).data(),
+                       gx.at(at).data(), want_epsilon ? &sums[i] : nullptr,
+                       std::min(kChunk, plan.inner - start), stream, channels == 1);
     }
   });
 }
@@ -375,7 +409,7 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   // The largest block last, and no other while the kernels run: then the next call finds it again.
   // A small one behind it is freed with it, and takes a part of its place in the next call; so the
   // next gradient lies in fresh pages, which take ten times as long as computing it.
-  const Plan plan(parameter.layout);
+  const Plan plan(layout_in_rows(parameter.layout, {inputs, grad_output}));
   const Numbers numbers(parameter, plan);
   const Slots slots(plan, parameter.numbers[0].numel(), wanted.back());
   if (wanted.back()) grads.back() = empty_small(parameter.numbers[0].numel(), parameter.type);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "../native.h"
 #include "kernels.h"
@@ -28,6 +29,7 @@ Machine machine() {
 /// The backend that native.h asks for.
 struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
+  static constexpr int64_t kShortestRow = std::numeric_limits<int64_t>::max();  // all are copied
 
   static at::Tensor empty_output(const at::Tensor& like) { return at::empty_like(like); }
 
