@@ -89,14 +89,14 @@ class DerivedActivation(nn.Module):
         device = torch.get_default_device() if device is None else device
         with torch.inference_mode(False):  # autograd takes no table that was made in it
             stored = table.to(dtype, copy=True)
+            self.register_buffer("table", stored.to(device))
             missed = torch.tensor(error, device=device, dtype=torch.float32)
+            self.register_buffer("error", missed)
         if not (stored.isfinite().all() and (stored[0].diff() > 0).all()):
             raise ValueError(
                 f"lower is {lower} and upper {upper}; allowed are bounds between which {knots} "
                 f"knots are apart, and finite with their values, in {dtype}"
             )
-        self.register_buffer("table", stored.to(device))
-        self.register_buffer("error", missed)
 
     def forward(self, input: Tensor) -> Tensor:
         return tabulated(input, self.table)

@@ -47,8 +47,8 @@ def refuse_unless_floating(name: str, x: object) -> None:
 
 def evaluate(activation: Function, x: Tensor) -> Tensor:
     """activation(x), also of one that works in place, and of a module of other dtype or device."""
-    if not isinstance(activation, nn.Module):
-        return activation(x.clone())
+    if not isinstance(activation, nn.Module) or isinstance(activation, torch.jit.ScriptModule):
+        return activation(x.clone())  # TorchScript's keep their own
     parameters = {name: tensor.to(x) for name, tensor in activation.named_parameters()}
     buffers = {name: tensor.to(x.device) for name, tensor in activation.named_buffers()}
     value: Tensor = functional_call(activation, parameters | buffers, (x.clone(),))

@@ -21,7 +21,8 @@ inline at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) 
 }
 
 /// Elements from one row to the next, a row being the last dimension, where rows have no gaps and
-/// lie at equal distances, as those of a part of a matrix's columns; else -1.
+/// lie at equal distances, as those of a part of a matrix's columns; else -1. Not where they begin
+/// in neighbours, as sliding windows do: whose output torch lays out by columns.
 inline int64_t row_stride(const at::Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   if (last < 1 || tensor.stride(last) != 1) return -1;
@@ -32,7 +33,7 @@ inline int64_t row_stride(const at::Tensor& tensor) {
     if (tensor.stride(dim) != stride * rows) return -1;
     rows *= tensor.size(dim);
   }
-  return stride;
+  return rows > 1 && stride == 1 ? -1 : stride;
 }
 
 }  // namespace crrelu

@@ -282,6 +282,15 @@ def test_where_nothing_is_recorded(dtype: torch.dtype) -> None:
     assert torch.equal(act.table, other.table)
     x = torch.linspace(-3, 3, 9, dtype=dtype, requires_grad=True)
     assert_close(torch.autograd.grad(act(x).sum(), x), torch.autograd.grad(other(x).sum(), x))
+    with torch.inference_mode():
+        act = DerivedActivation(F.softplus, lower=-8, upper=8, dtype=dtype, device="meta")
+    assert not any(buffer.is_inference() for buffer in act.buffers())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_modules() -> None:
+    act = DerivedActivation(torch.jit.script(torch.nn.SiLU()), lower=-6, upper=6)
+    assert torch.equal(act.table, DerivedActivation(F.silu, lower=-6, upper=6).table)
 
 
 EPSILON = torch.nn.Parameter(torch.tensor([0.3]))

@@ -162,6 +162,7 @@ ROWS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
     "rows left out": lambda randn: randn(4, 9, 150)[:, :7],
     "repeated": lambda randn: randn(150).expand(6, 150),
     "overlapping": lambda randn: randn(700).as_strided((5, 150), (130, 1)),
+    "windows": lambda randn: randn(200).unfold(0, 150, 1)[:5],
     "one": lambda randn: randn(1, 300)[:, 7:],
 }
 

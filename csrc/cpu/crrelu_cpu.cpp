@@ -23,15 +23,15 @@
 namespace crrelu {
 namespace {
 
-/// Elements to a piece of work, and to a partial sum: by the tensor's shape alone, so that sums
+/// Elements to a piece of work, and to a partial sum: by shape and layout alone, so that sums
 /// have the same bits for any number of threads. A multiple of the kernels' vectors and of a cache
 /// line.
 constexpr int64_t kChunk = 16384;
 /// Shorter stretches of one epsilon than this are handled as rows, with the epsilons written out.
 constexpr int64_t kShortestRun = 128;
-/// But where so few stretches are of one channel, and no shorter: then there is nearly an epsilon,
-/// and a sum, to write out for each element.
-constexpr int64_t kFewRuns = 2, kShortestOfFew = 16;
+/// But where so few stretches are of one channel, and no shorter (a 16-bit type's vectors side by
+/// side): then there is nearly an epsilon, and a sum, to write out for each element.
+constexpr int64_t kFewRuns = 2, kShortestOfFew = 64;
 /// A row is made at least this long by repeating the pattern of epsilons.
 constexpr int64_t kShortestRow = kTileColumns;
 /// Partial sums of a column, at the most.
@@ -40,6 +40,8 @@ constexpr int64_t kMostBands = 64;
 constexpr size_t kMostKeptSums = size_t{1} << 20;
 /// Outputs from this size on are written past the caches, which could not keep them.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
+/// Where they are in longer runs than this: each one waits for what it has written.
+constexpr int64_t kStreamedRunBytes = int64_t{8} << 10;
 /// New outputs from this size on come from fresh pages, which cost more than the arithmetic unless
 /// they are huge.
 constexpr int64_t kHugePageBytes = int64_t{8} << 20;
@@ -276,7 +278,8 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   const int64_t size = input.element_size();
   const auto x = addresses_of_rows<kMostInputs>(inputs);
   auto* y = static_cast<char*>(output.mutable_data_ptr());
-  const bool stream = x.first[0] != y && numel * size >= kStreamBytes;
+  const bool stream =
+      x.first[0] != y && numel * size >= kStreamBytes && plan.inner * size >= kStreamedRunBytes;
 
   if (plan.rows) {
     parallel_for(plan.bands() * plan.tiles(), plan.grain(), [&](int64_t begin, int64_t end) {
@@ -366,7 +369,8 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
   const int64_t size = input.element_size();
   const auto g = addresses_of_rows<1>(grad_output);
   const auto x = addresses_of_rows<kMostInputs>(inputs);
-  const bool stream = numel * size >= kStreamBytes, want_epsilon = !sums.empty();
+  const bool stream = numel * size >= kStreamBytes && plan.inner * size >= kStreamedRunBytes;
+  const bool want_epsilon = !sums.empty();
 
   if (plan.rows) {
     parallel_for(plan.bands() * plan.tiles(), plan.grain(), [&](int64_t begin, int64_t end) {
