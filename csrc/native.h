@@ -96,10 +96,10 @@ class Operators {
   using Guard = typename Backend::Guard;
 
   /// Makes them lie alike, without gaps.
-  static void lay_out(std::array<Tensor, 1>& inputs) { inputs[0] = without_gaps(inputs[0]); }
-  static void lay_out(std::array<Tensor, 2>& inputs) {
+  template <size_t kInputs>
+  static void lay_out(std::array<Tensor, kInputs>& inputs) {
     inputs[0] = without_gaps(inputs[0]);
-    inputs[1] = laid_out_as(inputs[1], inputs[0]);
+    for (size_t k = 1; k < kInputs; ++k) inputs[k] = laid_out_as(inputs[k], inputs[0]);
   }
 
   /// Whether there are gaps between rows, and the kernels may take them as they are.
