@@ -20,20 +20,35 @@ inline at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) 
   return tensor;
 }
 
-/// Elements from one row to the next, a row being the last dimension, where rows have no gaps and
-/// lie at equal distances, as those of a part of a matrix's columns; else -1. Not where they begin
-/// in neighbours, as sliding windows do: whose output torch lays out by columns.
-inline int64_t row_stride(const at::Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  if (last < 1 || tensor.stride(last) != 1) return -1;
-  int64_t rows = 1, stride = 0;
-  for (int64_t dim = last - 1; dim >= 0; --dim) {
+/// A tensor as rows without gaps, in the order of its dimensions: elements of each, and from one to
+/// the next.
+struct Rows {
+  int64_t length, stride;
+};
+
+/// The longest rows there are, as those of a part of a matrix's columns. Of length 0 where they lie
+/// at unequal distances, or overlap but are not all the same one: torch may lay the output out in
+/// another order then.
+inline Rows rows_of(const at::Tensor& tensor) {
+  int64_t length = 1, dim = tensor.dim() - 1;
+  for (; dim >= 0 && (tensor.size(dim) == 1 || tensor.stride(dim) == length); --dim)
+    length *= tensor.size(dim);
+  if (dim < 0) return {length, length};
+  const int64_t stride = tensor.stride(dim);
+  if (stride != 0 && stride < length) return {0, 0};
+  for (int64_t rows = 1; dim >= 0; --dim) {
     if (tensor.size(dim) == 1) continue;
-    if (rows == 1) stride = tensor.stride(dim);
-    if (tensor.stride(dim) != stride * rows) return -1;
+    if (tensor.stride(dim) != stride * rows) return {0, 0};
     rows *= tensor.size(dim);
   }
-  return rows > 1 && stride == 1 ? -1 : stride;
+  return {length, stride};
+}
+
+/// Elements between rows, of a tensor that is made of such.
+inline int64_t gap_between_rows(const at::Tensor& tensor) {
+  if (tensor.is_non_overlapping_and_dense()) return 0;
+  const Rows rows = rows_of(tensor);
+  return rows.stride - rows.length;
 }
 
 }  // namespace crrelu

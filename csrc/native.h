@@ -2,7 +2,8 @@
 // its tensors are made and its kernels called:
 //
 //     Guard                    that makes a device the current one
-//     kShortestRow             shorter rows with gaps between them are copied
+//     takes_rows(tensor, length)
+//                              whether its kernels may read a tensor as rows with gaps between them
 //     empty_output(like)       a tensor as `like`, without gaps
 //     parameter(given, dense)  a Parameter, of Epsilons or of a Table, for a first input `dense`
 //     forward(activation, inputs, parameter, output)
@@ -10,7 +11,8 @@
 //                              the gradients wanted, of the inputs and then of epsilon
 //
 // where inputs, output and grad_output have no gaps and lie alike; or, where one epsilon or table
-// serves all elements, inputs and grad_output have gaps between rows at most (row_stride).
+// serves all elements, inputs and grad_output are rows (dense.h), some with gaps between them, and
+// the layout is (rows, 1, length).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -102,31 +104,45 @@ class Operators {
     for (size_t k = 1; k < kInputs; ++k) inputs[k] = laid_out_as(inputs[k], inputs[0]);
   }
 
-  /// Whether there are gaps between rows, and the kernels may take them as they are.
+  /// The length of the rows that tensors are taken as, where some have gaps between rows; 0 where
+  /// none has, or they must be copied.
   template <class Given>
-  static bool in_rows(std::initializer_list<at::TensorList> tensors, const Given& given) {
-    const Tensor& first = tensors.begin()->front();
-    if (!given.is_one() || first.dim() < 2 || first.size(-1) < Backend::kShortestRow) return false;
-    bool gaps = false;
+  static int64_t row_length(std::initializer_list<at::TensorList> tensors, const Given& given) {
+    if (!given.is_one()) return 0;
+    int64_t length = 0;
     for (const at::TensorList list : tensors) {
       for (const Tensor& tensor : list) {
-        if (row_stride(tensor) < 0) return false;
-        gaps = gaps || !tensor.is_contiguous();
+        if (tensor.is_contiguous()) continue;
+        const int64_t its = rows_of(tensor).length;
+        if (its == 0 || (length != 0 && its != length)) return 0;
+        length = its;
       }
     }
-    return gaps;
+    for (const at::TensorList list : tensors) {
+      for (const Tensor& tensor : list) {
+        if (length != 0 && !Backend::takes_rows(tensor, length)) return 0;
+      }
+    }
+    return length;
+  }
+
+  template <class Given>
+  static Parameter parameter(const Given& given, const Tensor& first, int64_t row_length) {
+    auto parameter = Backend::parameter(given, first);
+    if (row_length != 0) parameter.layout = {first.numel() / row_length, 1, row_length};
+    return parameter;
   }
 
   template <size_t kInputs, class Given>
   static Tensor value(Activation activation, std::array<Tensor, kInputs> inputs,
                       const Given& given) {
     const Guard guard(inputs[0].device());
-    const bool rows = in_rows({inputs}, given);
-    const bool copied = !rows && !inputs[0].is_non_overlapping_and_dense();
-    if (!rows) lay_out(inputs);
+    const int64_t length = row_length({inputs}, given);
+    const bool copied = length == 0 && !inputs[0].is_non_overlapping_and_dense();
+    if (length == 0) lay_out(inputs);
     // A copy without gaps is nobody else's: it becomes the output.
     auto output = copied ? inputs[0] : Backend::empty_output(inputs[0]);
-    Backend::forward(activation, inputs, Backend::parameter(given, inputs[0]), output);
+    Backend::forward(activation, inputs, parameter(given, inputs[0], length), output);
     return output;
   }
 
@@ -136,13 +152,13 @@ class Operators {
                                                    const Given& given,
                                                    const std::array<bool, kInputs + 1>& wanted) {
     const Guard guard(inputs[0].device());
+    const int64_t length = row_length({inputs, grad_output}, given);
     Tensor grad = grad_output;
-    if (!in_rows({inputs, grad_output}, given)) {
+    if (length == 0) {
       lay_out(inputs);
       grad = laid_out_as(grad, inputs[0]);
     }
-    return Backend::backward(activation, grad, inputs, Backend::parameter(given, inputs[0]),
-                             wanted);
+    return Backend::backward(activation, grad, inputs, parameter(given, inputs[0], length), wanted);
   }
 
   static Tensor crrelu(const Tensor& input, const Tensor& epsilon, int64_t channel_dim) {

@@ -160,9 +160,12 @@ ROWS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
     "every other row": lambda randn: randn(8, 200)[::2],
     "three dimensions": lambda randn: randn(4, 9, 300).chunk(2, -1)[0],
     "rows left out": lambda randn: randn(4, 9, 150)[:, :7],
+    "channels": lambda randn: randn(3, 8, 5, 16).chunk(2, 1)[1],
     "repeated": lambda randn: randn(150).expand(6, 150),
+    "repeated twice": lambda randn: randn(4, 50).expand(3, 2, 4, 50),
     "overlapping": lambda randn: randn(700).as_strided((5, 150), (130, 1)),
     "windows": lambda randn: randn(200).unfold(0, 150, 1)[:5],
+    "windows of rows": lambda randn: randn(984).as_strided((3, 4, 128), (128, 200, 1)),
     "one": lambda randn: randn(1, 300)[:, 7:],
 }
 
@@ -241,8 +244,17 @@ def test_no_copy_of_a_permuted_input() -> None:
     assert gaps.nbytes <= allocated <= gaps.nbytes + small
 
 
-def test_no_copy_of_a_part_of_the_columns() -> None:
-    gate, up = torch.randn(2000, 600).chunk(2, -1)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: torch.randn(2000, 600).chunk(2, -1),
+        lambda: (torch.randn(40, 50, 192)[:, 1:], torch.randn(40, 49, 192)),
+        lambda: torch.randn(40, 32, 14, 14).chunk(2, 1),
+    ],
+    ids=["columns", "tokens", "channels"],
+)
+def test_no_copy_of_a_part(parts: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    gate, up = parts()
     epsilon, most = torch.ones(1), gate.nbytes + 16384
     for forward in (
         lambda: crrelu_ext.crrelu(gate, epsilon),

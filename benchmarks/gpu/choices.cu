@@ -11,7 +11,7 @@ template <class F, class S>
 __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
     backward_runs_and_fold(Operands operands, Gradients grads, Sums sums, Runs runs,
                            unsigned* done) {
-  const double of_block = block_sum(sum_of_tiles<F, S>(operands, grads, runs));
+  const double of_block = block_sum(sum_of_tiles<F, S, false>(operands, grads, runs));
   __shared__ bool is_last;
   if (threadIdx.x == 0) {
     store(sums.slots + blockIdx.x, of_block);
@@ -29,11 +29,11 @@ __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
 }
 
 Operands operands_of(const void* input, const float* epsilon, int64_t numel) {
-  return {{input}, {epsilon}, true, {1, 1, numel}};
+  return {{{input, 0}}, {epsilon}, true, {1, 1, numel}};
 }
 
 template <class S>
-void backward(const Machine& machine, const Operands& operands, const void* grad_output,
+void backward(const Machine& machine, const Operands& operands, Source grad_output,
               void* grad_input, float* grad_epsilon, double* slots, unsigned* done) {
   if (!done) {
     void* const grad_inputs[] = {grad_input, nullptr};
@@ -76,8 +76,8 @@ int choices_backward(int is_float, int64_t numel, int multiprocessors, CUstream_
                      const void* grad_output, const void* input, const float* epsilon,
                      void* grad_input, float* grad_epsilon, double* slots, unsigned* done) {
   const auto function = is_float ? backward<float> : backward<BFloat16>;
-  function({multiprocessors, stream}, operands_of(input, epsilon, numel), grad_output, grad_input,
-           grad_epsilon, slots, done);
+  function({multiprocessors, stream}, operands_of(input, epsilon, numel), {grad_output, 0},
+           grad_input, grad_epsilon, slots, done);
   return cudaGetLastError();
 }
 }

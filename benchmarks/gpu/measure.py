@@ -28,7 +28,9 @@ FIRST_SIZES, SIZES = tuple(2**k for k in (26, 12, 28, 30)), tuple(2**k for k in 
 COMPILED_SIZES = (2**26, 2**28)
 COMPILE_SECONDS = 35
 """For a model with two activations: with less than that left it is not begun."""
-STREAMS = {"forward": 2, "backward": 3, "forward+backward": 5}
+STREAMS = {
+    "forward": 2, "backward": 3, "forward+backward": 5, "gated": 3, "gated, backward": 5,
+}  # fmt: skip
 """Tensors that an activation must read and write; a copy moves 2."""
 
 

@@ -31,10 +31,17 @@ def composed(input: Tensor, epsilon: Tensor) -> Tensor:
     return F.relu(input) + epsilon.to(input.dtype) * input * torch.exp(-0.5 * input.square())
 
 
+def silu_gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's pointwise part, as models have it."""
+    return F.silu(gate) * up
+
+
 @dataclass(frozen=True)
 class Operands:
     input: Tensor
     grad_output: Tensor
+    halves: tuple[Tensor, Tensor]
+    """The same memory as that of the two, as a matrix's halves, with gaps between their rows."""
     output: Tensor
     epsilon: Tensor
     epsilons: Tensor
@@ -42,11 +49,14 @@ class Operands:
 
 
 def operands(device: Device, dtype: torch.dtype, numel: int) -> Operands:
-    normal = partial(torch.randn, numel, device=device.name, dtype=dtype)
-    x = normal()
+    both = torch.randn(2 * numel, device=device.name, dtype=dtype)
+    x, grad_output = both.chunk(2)
+    left, right = both.view(-1, 2 * CHANNELS).chunk(2, -1)
     epsilons = torch.full((CHANNELS,), 0.01, device=device.name)
     place = torch.tensor([[0.1], [0.9]], device=device.name)
-    return Operands(x, normal(), torch.empty_like(x), epsilons[:1], epsilons, place)
+    return Operands(
+        x, grad_output, (left, right), torch.empty_like(x), epsilons[:1], epsilons, place
+    )
 
 
 def other_layouts(o: Operands) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -102,6 +112,16 @@ def cases(o: Operands, compiled: bool) -> Iterator[tuple[str, str, Call]]:
     yield "backward", "GELU erf", partial(aten.gelu_backward, *grads)
     yield "backward", "GELU tanh", partial(aten.gelu_backward, *grads, approximate="tanh")
     yield "backward", "SiLU", partial(aten.silu_backward, *grads)
+
+    halves = f"CRReLU, halves of rows of {2 * CHANNELS}"
+    gate_and_up = {"CRReLU": (o.input, o.grad_output), halves: o.halves}
+    for name, pair in gate_and_up.items():
+        yield "gated", name, partial(crrelu_ext.crrelu_glu, *pair, o.epsilon)
+    yield "gated", "SiLU", partial(silu_gated, *gate_and_up["CRReLU"])
+    for name, pair in gate_and_up.items():
+        grad = o.output.view_as(pair[0])
+        gated = partial(ours.crrelu_glu_backward, grad, *pair, o.epsilon, 1, [True, True, True])
+        yield "gated, backward", name, gated
 
     x, e = o.input.detach().requires_grad_(), o.epsilon.detach().requires_grad_()
     both = partial(forward_backward, grad=o.grad_output)

@@ -57,7 +57,7 @@ struct Cpu {
   struct Guard {
     explicit Guard(at::Device) {}
   };
-  static constexpr int64_t kShortestRow = kShortestRun;
+  static bool takes_rows(const at::Tensor&, int64_t length) { return length >= kShortestRun; }
   static at::Tensor empty_output(const at::Tensor& like);
   static Parameter parameter(const Epsilons& given, const at::Tensor& dense);
   static Parameter parameter(const Table& given, const at::Tensor& dense);
@@ -224,28 +224,15 @@ Addresses<const void, kTensors> addresses_of(at::TensorList tensors) {
   return addresses;
 }
 
-/// Of tensors that may have gaps between rows.
+/// Of tensors that may have gaps between rows of such a length.
 template <int kTensors>
-Addresses<const void, kTensors> addresses_of_rows(at::TensorList tensors) {
+Addresses<const void, kTensors> addresses_of_rows(at::TensorList tensors, int64_t length) {
   auto addresses = addresses_of<kTensors>(tensors);
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const auto& tensor = tensors[i];
-    if (tensor.is_non_overlapping_and_dense()) continue;
-    addresses.row = tensor.size(-1) * tensor.element_size();
-    addresses.gaps[i] = row_stride(tensor) * tensor.element_size() - addresses.row;
-  }
+  const int64_t size = tensors[0].element_size();
+  addresses.row = length * size;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    addresses.gaps[i] = gap_between_rows(tensors[i]) * size;
   return addresses;
-}
-
-/// With gaps each row is a run.
-Layout layout_in_rows(const Layout& layout, std::initializer_list<at::TensorList> tensors) {
-  for (const at::TensorList list : tensors) {
-    for (const at::Tensor& tensor : list) {
-      if (tensor.is_non_overlapping_and_dense()) continue;
-      return {tensor.numel() / tensor.size(-1), 1, tensor.size(-1)};
-    }
-  }
-  return layout;
 }
 
 /// The parameter's numbers, where in rows written out for each column, and their size in bytes.
@@ -273,10 +260,10 @@ void Cpu::forward(Activation activation, at::TensorList inputs, const Parameter&
   const int64_t numel = input.numel();
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
-  const Plan plan(layout_in_rows(parameter.layout, {inputs}));
+  const Plan plan(parameter.layout);
   const Numbers numbers(parameter, plan);
   const int64_t size = input.element_size();
-  const auto x = addresses_of_rows<kMostInputs>(inputs);
+  const auto x = addresses_of_rows<kMostInputs>(inputs, plan.inner);
   auto* y = static_cast<char*>(output.mutable_data_ptr());
   const bool stream =
       x.first[0] != y && numel * size >= kStreamBytes && plan.inner * size >= kStreamedRunBytes;
@@ -367,8 +354,8 @@ void compute_gradients(Activation activation, const at::Tensor& grad_output, at:
   if (numel == 0) return;
   const auto& kernels = kernels_for(activation, input.scalar_type());
   const int64_t size = input.element_size();
-  const auto g = addresses_of_rows<1>(grad_output);
-  const auto x = addresses_of_rows<kMostInputs>(inputs);
+  const auto g = addresses_of_rows<1>(grad_output, plan.inner);
+  const auto x = addresses_of_rows<kMostInputs>(inputs, plan.inner);
   const bool stream = numel * size >= kStreamBytes && plan.inner * size >= kStreamedRunBytes;
   const bool want_epsilon = !sums.empty();
 
@@ -413,7 +400,7 @@ std::array<at::Tensor, kWanted> Cpu::backward(Activation activation, const at::T
   // The largest block last, and no other while the kernels run: then the next call finds it again.
   // A small one behind it is freed with it, and takes a part of its place in the next call; so the
   // next gradient lies in fresh pages, which take ten times as long as computing it.
-  const Plan plan(layout_in_rows(parameter.layout, {inputs, grad_output}));
+  const Plan plan(parameter.layout);
   const Numbers numbers(parameter, plan);
   const Slots slots(plan, parameter.numbers[0].numel(), wanted.back());
   if (wanted.back()) grads.back() = empty_small(parameter.numbers[0].numel(), parameter.type);

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 
 #include "../native.h"
 #include "kernels.h"
@@ -29,9 +28,19 @@ Machine machine() {
 /// The backend that native.h asks for.
 struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
-  static constexpr int64_t kShortestRow = std::numeric_limits<int64_t>::max();  // all are copied
 
-  static at::Tensor empty_output(const at::Tensor& like) { return at::empty_like(like); }
+  static bool takes_rows(const at::Tensor& tensor, int64_t length) {
+    const int64_t size = tensor.element_size(), stride = length + gap_between_rows(tensor);
+    const auto whole_packs = [](int64_t bytes) { return bytes % kPackBytes == 0; };
+    return whole_packs(reinterpret_cast<intptr_t>(tensor.const_data_ptr())) &&
+           whole_packs(length * size) && whole_packs(stride * size) &&
+           tensor.numel() * size <= kMostPacks * kPackBytes;
+  }
+
+  static at::Tensor empty_output(const at::Tensor& like) {
+    return like.is_non_overlapping_and_dense() ? at::empty_like(like)
+                                               : at::empty(like.sizes(), like.options());
+  }
 
   static Parameter parameter(const Epsilons& given, const at::Tensor& dense) {
     Parameter parameter{
@@ -74,7 +83,7 @@ struct Cuda {
     std::array<void*, kMostInputs> grad_inputs{};
     for (size_t k = 0; k < inputs.size(); ++k) {
       if (!wanted[k]) continue;
-      grads[k] = at::empty_like(inputs[0]);
+      grads[k] = empty_output(inputs[0]);
       grad_inputs[k] = grads[k].mutable_data_ptr();
     }
     const bool empty = inputs[0].numel() == 0;
@@ -92,16 +101,20 @@ struct Cuda {
     const int64_t count = wanted.back() ? passes.slots(operands.layout, here.multiprocessors) : 0;
     at::Tensor slots;
     if (count > 0) slots = at::empty({count}, epsilon.options().dtype(at::kDouble));
-    passes.backward(here, operands, grad_output.const_data_ptr(), grad_inputs.data(), grad_epsilon,
+    passes.backward(here, operands, source_of(grad_output), grad_inputs.data(), grad_epsilon,
                     count > 0 ? slots.mutable_data_ptr<double>() : nullptr);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     return grads;
   }
 
  private:
+  static Source source_of(const at::Tensor& tensor) {
+    return {tensor.const_data_ptr(), gap_between_rows(tensor)};
+  }
+
   static Operands operands_of(at::TensorList inputs, const Parameter& parameter) {
     Operands operands{};
-    for (size_t k = 0; k < inputs.size(); ++k) operands.inputs[k] = inputs[k].const_data_ptr();
+    for (size_t k = 0; k < inputs.size(); ++k) operands.inputs[k] = source_of(inputs[k]);
     for (size_t k = 0; k < parameter.numbers.size(); ++k) {
       const auto& numbers = parameter.numbers[k];
       if (numbers.defined()) operands.numbers[k] = numbers.const_data_ptr();

@@ -10,6 +10,11 @@ struct CUstream_st;  // what a cudaStream_t points to
 
 namespace crrelu::cuda {
 
+/// What a thread loads and stores at a time, where it can.
+constexpr int kPackBytes = 16;
+/// Of a call on tensors with gaps between rows.
+constexpr int64_t kMostPacks = int64_t{1} << 31;
+
 /// Where to run: epsilon's gradient has the same bits for the same shape, alignments modulo 16 and
 /// number of multiprocessors.
 struct Machine {
@@ -17,12 +22,20 @@ struct Machine {
   CUstream_st* stream;
 };
 
-/// What both passes read. Tensors have no gaps, lie alike and are aligned to their elements; there
-/// is at least one element. The numbers that the activation's parameter is made of are
-/// layout.channels each: epsilon, of float or of the stored type; the others, of the arithmetic
-/// type. Or the first is a prepared table.
+/// A tensor that is read: its first element, and the elements between its rows.
+struct Source {
+  const void* first;
+  int64_t gap;
+};
+
+/// What both passes read. Tensors lie alike and are aligned to their elements; there is at least
+/// one element. They have no gaps; or, where one parameter serves all elements, some may have gaps
+/// between rows, and the layout is (rows, 1, elements of a row): then the first element is on a
+/// multiple of kPackBytes, as is that of each row, and there are kMostPacks at the most. The
+/// numbers that the activation's parameter is made of are layout.channels each: epsilon, of float
+/// or of the stored type; the others, of the arithmetic type. Or the first is a prepared table.
 struct Operands {
-  const void* inputs[kMostInputs];
+  Source inputs[kMostInputs];
   const void* numbers[kMostNumbers];
   bool epsilon_is_float;
   Layout layout;
@@ -35,7 +48,7 @@ struct Kernels {
   /// grad_inputs[k][i] = grad_output[i] df/dinputs[k], and grad_epsilon[c], of epsilon's type, the
   /// sum of grad_output[i] df/depsilon over the elements of channel c. What is null is not wanted;
   /// something must be. `slots` has room for so many as slots() says.
-  void (*backward)(const Machine& machine, const Operands& operands, const void* grad_output,
+  void (*backward)(const Machine& machine, const Operands& operands, Source grad_output,
                    void* const* grad_inputs, void* grad_epsilon, double* slots);
 
   /// Partial sums that the gradient of epsilon is made of; 0 where one block does without.

@@ -94,19 +94,21 @@ struct Sums {
 
 /// grad_output, and where the gradients of the inputs go; null: not wanted.
 struct Gradients {
-  const void* output;
+  Source output;
   void* inputs[kMostInputs];
 };
 
 /// What a thread has in flight: packs `stride` elements apart, a multiple of a pack's, from the
 /// tensor's element `first` on; of them and around them, the elements [begin, end), counted from
 /// there, are the tensor's. The numbers count in Index.
-template <class S, int kPacks, class Index>
+template <class S, int packs, class Index>
 struct Batch {
-  static constexpr int kLanes = kLanesOf<S>;
+  static constexpr int kPacks = packs, kLanes = kLanesOf<S>;
   int64_t first;
   Index stride, begin, end;
 
+  /// Gaps before a pack.
+  __device__ __forceinline__ int64_t gaps(int) const { return 0; }
   __device__ __forceinline__ bool has(int q) const {
     return begin <= q * stride && q * stride + kLanes <= end;
   }
@@ -136,6 +138,35 @@ struct Batch {
   }
 };
 
+/// n / divisor for n < 2^31, by a multiplication.
+struct Division {
+  uint32_t factor, shift;
+
+  static Division by(uint32_t divisor) {
+    uint32_t shift = 0;
+    while (uint64_t{1} << shift < divisor) ++shift;
+    const uint64_t rest = (uint64_t{1} << shift) - divisor;
+    return {static_cast<uint32_t>((rest << 32) / divisor + 1), shift};
+  }
+  __device__ __forceinline__ uint32_t operator()(uint32_t n) const {
+    return (static_cast<uint32_t>(uint64_t{n} * factor >> 32) + n) >> shift;
+  }
+};
+
+/// Of tensors that may have gaps between rows; no pack lies in two of them.
+template <class S, int packs>
+struct BatchOfRows : Batch<S, packs, int> {
+  using Base = Batch<S, packs, int>;
+  Division packs_of_row;
+
+  __device__ __forceinline__ BatchOfRows(const Base& batch, Division packs_of_row)
+      : Base(batch), packs_of_row(packs_of_row) {}
+  __device__ __forceinline__ int64_t gaps(int q) const {
+    const uint64_t element = this->first + q * this->stride;
+    return packs_of_row(static_cast<uint32_t>(element / Base::kLanes));
+  }
+};
+
 template <class F, class S>
 __device__ __forceinline__ Bits value(const Bits (&inputs)[F::kInputs],
                                       const Parameter<F, S>& parameter) {
@@ -145,17 +176,24 @@ __device__ __forceinline__ Bits value(const Bits (&inputs)[F::kInputs],
   return pack_of<S>(F::template value<Computed<S>::kPrecision>(x, parameter));
 }
 
-template <class F, class S, int kPacks, class Index>
-__device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& batch,
-                                              const Operands& operands,
+/// A pack in a tensor whose element `batch.first`, were there no gaps, is *first.
+template <class Batch, class S>
+__device__ __forceinline__ const S* pack_at(const Batch& batch, int q, const S* first,
+                                            int64_t gap) {
+  return first + q * batch.stride + batch.gaps(q) * gap;
+}
+
+template <class F, class S, class Batch>
+__device__ __forceinline__ void forward_batch(const Batch& batch, const Operands& operands,
                                               const Parameter<F, S>& parameter, S* output) {
+  constexpr int kPacks = Batch::kPacks;
   output += batch.first;
   unsigned whole;
   bool plain = batch.is_plain(whole) && misalignment(output) == 0;
   const S* sources[F::kInputs];
 #pragma unroll
   for (int k = 0; k < F::kInputs; ++k) {
-    sources[k] = static_cast<const S*>(operands.inputs[k]) + batch.first;
+    sources[k] = static_cast<const S*>(operands.inputs[k].first) + batch.first;
     plain = plain && misalignment(sources[k]) == 0;
   }
   if (plain) {
@@ -165,7 +203,8 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
     for (int q = 0; q < kPacks; ++q) {
 #pragma unroll
       for (int k = 0; k < F::kInputs; ++k) {
-        if (whole >> q & 1) inputs[q][k] = load_whole(sources[k] + q * batch.stride);
+        if (whole >> q & 1)
+          inputs[q][k] = load_whole(pack_at(batch, q, sources[k], operands.inputs[k].gap));
       }
     }
 #pragma unroll
@@ -180,7 +219,7 @@ __device__ __forceinline__ void forward_batch(const Batch<S, kPacks, Index>& bat
     Bits inputs[F::kInputs];
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k)
-      inputs[k] = load_pack(sources[k] + q * batch.stride, valid);
+      inputs[k] = load_pack(pack_at(batch, q, sources[k], operands.inputs[k].gap), valid);
     store_pack(output + q * batch.stride, valid, value<F, S>(inputs, parameter));
   }
 }
@@ -195,19 +234,19 @@ __device__ __forceinline__ auto gradients(Bits grad_output, const Bits (&inputs)
 }
 
 /// Returns `sum` and the terms of the parameter's gradient.
-template <class F, class S, int kPacks, class Index>
-__device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Index>& batch,
-                                                     const Operands& operands,
+template <class F, class S, class Batch>
+__device__ __forceinline__ Numbers<S> backward_batch(const Batch& batch, const Operands& operands,
                                                      const Parameter<F, S>& parameter,
                                                      const Gradients& grads, Numbers<S> sum) {
-  const S* grad_output = static_cast<const S*>(grads.output) + batch.first;
+  constexpr int kPacks = Batch::kPacks;
+  const S* grad_output = static_cast<const S*>(grads.output.first) + batch.first;
   const S* sources[F::kInputs];
   S* targets[F::kInputs];
   unsigned whole;
   bool plain = batch.is_plain(whole) && misalignment(grad_output) == 0;
 #pragma unroll
   for (int k = 0; k < F::kInputs; ++k) {
-    sources[k] = static_cast<const S*>(operands.inputs[k]) + batch.first;
+    sources[k] = static_cast<const S*>(operands.inputs[k].first) + batch.first;
     targets[k] = grads.inputs[k] ? static_cast<S*>(grads.inputs[k]) + batch.first : nullptr;
     plain = plain && misalignment(sources[k]) == 0 && misalignment(targets[k]) == 0;
   }
@@ -216,10 +255,12 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
     Bits inputs[kPacks][F::kInputs] = {}, grad_outputs[kPacks] = {};
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
-      if (whole >> q & 1) grad_outputs[q] = load_whole(grad_output + q * batch.stride);
+      if (whole >> q & 1)
+        grad_outputs[q] = load_whole(pack_at(batch, q, grad_output, grads.output.gap));
 #pragma unroll
       for (int k = 0; k < F::kInputs; ++k) {
-        if (whole >> q & 1) inputs[q][k] = load_whole(sources[k] + q * batch.stride);
+        if (whole >> q & 1)
+          inputs[q][k] = load_whole(pack_at(batch, q, sources[k], operands.inputs[k].gap));
       }
     }
 #pragma unroll
@@ -240,9 +281,9 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch<S, kPacks, Inde
     Bits inputs[F::kInputs];
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k)
-      inputs[k] = load_pack(sources[k] + q * batch.stride, valid);
-    const auto result =
-        gradients<F, S>(load_pack(grad_output + q * batch.stride, valid), inputs, parameter);
+      inputs[k] = load_pack(pack_at(batch, q, sources[k], operands.inputs[k].gap), valid);
+    const auto result = gradients<F, S>(
+        load_pack(pack_at(batch, q, grad_output, grads.output.gap), valid), inputs, parameter);
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k) {
       if (targets[k])
@@ -262,6 +303,8 @@ struct Runs {
   uint32_t parts;
   /// Elements by which the first run starts behind a multiple of 16 bytes.
   int misaligned;
+  /// Where there are gaps between rows: all rows are one run.
+  Division packs_of_row;
 
   /// a / b and a % b, where a < b more often than not.
   static __device__ __forceinline__ uint32_t divide(uint32_t& a, uint32_t b) {
@@ -280,34 +323,40 @@ template <class S, int kPacks>
 constexpr int kTile = kPacks * kThreads * kLanesOf<S>;
 
 /// This thread's packs of one tile.
-template <int kPacks, class S>
-__device__ __forceinline__ Batch<S, kPacks, int> batch_of(const Runs& runs, uint32_t run,
-                                                          uint32_t tile) {
+template <bool kGaps, int kPacks, class S>
+__device__ __forceinline__ auto batch_of(const Runs& runs, uint32_t run, uint32_t tile) {
   constexpr int kLanes = kLanesOf<S>, kFar = 2 * kTile<S, kPacks>;
   const int64_t begin = run * runs.inner;
   const int before = static_cast<int>((begin + runs.misaligned) % kLanes);
   // Counted from the run's beginning.
   const int64_t first = int64_t{tile} * kTile<S, kPacks> + threadIdx.x * kLanes - before;
   const int64_t left = runs.inner - first;
-  return {begin + first, kThreads * kLanes, static_cast<int>(first < kFar ? -first : -kFar),
-          static_cast<int>(left < 0      ? 0
-                           : left < kFar ? left
-                                         : kFar)};
+  const Batch<S, kPacks, int> batch{begin + first, kThreads * kLanes,
+                                    static_cast<int>(first < kFar ? -first : -kFar),
+                                    static_cast<int>(left < 0      ? 0
+                                                     : left < kFar ? left
+                                                                   : kFar)};
+  if constexpr (kGaps) {
+    return BatchOfRows<S, kPacks>(batch, runs.packs_of_row);
+  } else {
+    return batch;
+  }
 }
 
 /// A block computes one tile.
-template <class F, class S>
+template <class F, class S, bool kGaps>
 __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
     forward_runs(Operands operands, S* output, Runs runs) {
   uint32_t tile = blockIdx.x;
   const uint32_t run = Runs::divide(tile, runs.tiles);
   const auto parameter = parameter_of<F, S>(operands, runs.channel(run));
-  forward_batch<F, S>(batch_of<kForwardPacks<F>, S>(runs, run, tile), operands, parameter, output);
+  const auto batch = batch_of<kGaps, kForwardPacks<F>, S>(runs, run, tile);
+  forward_batch<F, S>(batch, operands, parameter, output);
 }
 
 /// What a thread adds up over its block's tiles, some of one run's: of one tile in the type
 /// computed in, 6 additions behind each other at most; the rest in double.
-template <class F, class S>
+template <class F, class S, bool kGaps>
 __device__ __forceinline__ double sum_of_tiles(const Operands& operands, const Gradients& grads,
                                                const Runs& runs) {
   uint32_t tile = blockIdx.x;
@@ -315,17 +364,17 @@ __device__ __forceinline__ double sum_of_tiles(const Operands& operands, const G
   const auto parameter = parameter_of<F, S>(operands, runs.channel(run));
   double total = 0;
   for (; tile < runs.tiles; tile += runs.parts) {
-    total += sum_of_lanes(backward_batch<F, S>(batch_of<kBackwardPacks<F>, S>(runs, run, tile),
-                                               operands, parameter, grads, Numbers<S>(0)));
+    const auto batch = batch_of<kGaps, kBackwardPacks<F>, S>(runs, run, tile);
+    total += sum_of_lanes(backward_batch<F, S>(batch, operands, parameter, grads, Numbers<S>(0)));
   }
   return total;
 }
 
 /// A block has one slot.
-template <class F, class S>
+template <class F, class S, bool kGaps>
 __global__ void __launch_bounds__(kThreads, kResidentOf<F>)
     backward_runs(Operands operands, Gradients grads, Sums sums, Runs runs) {
-  double total = sum_of_tiles<F, S>(operands, grads, runs);
+  double total = sum_of_tiles<F, S, kGaps>(operands, grads, runs);
   if (!sums.wanted()) return;
   total = block_sum(total);
   if (threadIdx.x == 0) sums.set<S>(blockIdx.x, total);

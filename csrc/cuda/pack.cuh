@@ -6,8 +6,6 @@
 namespace crrelu::cuda {
 namespace {
 
-constexpr int kPackBytes = 16;
-
 /// A pack as it lies in memory: the first element in the lowest bits.
 using Bits = unsigned __int128;
 

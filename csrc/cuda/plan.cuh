@@ -39,12 +39,18 @@ bool in_rows(const Layout& layout, int tile) {
   return layout.channels > 1 && layout.inner < shortest;
 }
 
+bool has_gaps(const Layout& layout) { return layout.channels == 1 && layout.outer > 1; }
+
 /// Runs, cut into tiles of so many packs; the first starts `misaligned` elements behind a pack's
 /// beginning, the others where it comes.
 template <class F, class S, int kPacks>
-Runs plan_runs(const Layout& layout, int misaligned, int multiprocessors) {
+Runs plan_runs(Layout layout, int misaligned, int multiprocessors) {
   Runs runs{};
   runs.misaligned = misaligned;
+  if (has_gaps(layout)) {
+    runs.packs_of_row = Division::by(static_cast<uint32_t>(layout.inner / kLanesOf<S>));
+    layout = {1, 1, layout.outer * layout.inner};
+  }
   const int64_t count = layout.outer * layout.channels;
   runs.inner = layout.inner;
   runs.count = static_cast<uint32_t>(count);
@@ -96,8 +102,8 @@ struct RowsPlan {
 };
 
 /// (outer, channels, inner) for fold.
-Layout slots_of(const Runs& runs, const Layout& layout) {
-  return {layout.outer, layout.channels, runs.parts};
+Layout slots_of(const Runs& runs) {
+  return {runs.count / runs.channels, runs.channels, runs.parts};
 }
 
 /// One slot for each epsilon needs no slots.
@@ -119,14 +125,14 @@ struct Launches {
     }
     const auto runs = plan_runs<F, S, kForwardPacks<F>>(
         operands.layout, misaligned_elements<S>(output), machine.multiprocessors);
-    launch(forward_runs<F, S>, dim3(runs.count * runs.tiles), dim3(kThreads), machine.stream,
-           operands, y, runs);
+    launch(has_gaps(operands.layout) ? forward_runs<F, S, true> : forward_runs<F, S, false>,
+           dim3(runs.count * runs.tiles), dim3(kThreads), machine.stream, operands, y, runs);
   }
 
-  static void backward(const Machine& machine, const Operands& operands, const void* grad_output,
+  static void backward(const Machine& machine, const Operands& operands, Source grad_output,
                        void* const* grad_inputs, void* grad_epsilon, double* slots) {
     Gradients grads{grad_output, {}};
-    const void* anchor = operands.inputs[0];
+    const void* anchor = operands.inputs[0].first;
     for (int k = F::kInputs - 1; k >= 0; --k) {
       grads.inputs[k] = grad_inputs[k];
       if (grad_inputs[k]) anchor = grad_inputs[k];
@@ -146,9 +152,10 @@ struct Launches {
     }
     const auto runs = plan_runs<F, S, kBackwardPacks<F>>(layout, misaligned_elements<S>(anchor),
                                                          machine.multiprocessors);
-    launch(backward_runs<F, S>, dim3(runs.count * runs.parts), dim3(kThreads), machine.stream,
-           operands, grads, sums, runs);
-    if (sums.slots) launch_fold(machine, slots, slots_of(runs, layout), gradient);
+    launch(has_gaps(layout) ? backward_runs<F, S, true> : backward_runs<F, S, false>,
+           dim3(runs.count * runs.parts), dim3(kThreads), machine.stream, operands, grads, sums,
+           runs);
+    if (sums.slots) launch_fold(machine, slots, slots_of(runs), gradient);
   }
 
   /// At the most, wherever the tensors start.
@@ -156,7 +163,7 @@ struct Launches {
     if (in_rows(layout, kTile<S, kBackwardPacks<F>>))
       return count(RowsPlan::of<S>(layout, kBackwardPacks<F>, multiprocessors).slots());
     const auto runs = plan_runs<F, S, kBackwardPacks<F>>(layout, kLanesOf<S> - 1, multiprocessors);
-    return count(slots_of(runs, layout));
+    return count(slots_of(runs));
   }
 
  private:

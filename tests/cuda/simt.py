@@ -1,5 +1,6 @@
 """csrc/cuda/kernels.cu on the machine of tests/cpp/simt: compiled by the C++ compiler, run on the
-CPU. Tensors are flat CPU tensors; a layout says which of their elements share an epsilon."""
+CPU. Tensors are flat CPU tensors, or matrices whose rows may have gaps between them; a layout says
+which of their elements share an epsilon, or are a row."""
 
 from __future__ import annotations
 
@@ -58,6 +59,7 @@ class Call(ctypes.Structure):
         ("activation", ctypes.c_int32),
         ("storage", ctypes.c_int32),
         ("inputs", ctypes.c_void_p * 2),
+        ("gaps", ctypes.c_int64 * 2),
         ("numbers", ctypes.c_void_p * 3),
         ("epsilon_is_float", ctypes.c_int32),
         ("sizes", ctypes.c_int64 * 3),
@@ -102,6 +104,11 @@ def build(folder: Path, source: Path = ROOT / "csrc") -> Path:
 
 def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def gap(tensor: Tensor) -> int:
+    """Elements between rows."""
+    return 0 if tensor.is_contiguous() else tensor.stride(0) - tensor.shape[1]
 
 
 class Machine:
@@ -181,6 +188,7 @@ class Machine:
                 ctypes.byref(self.settings),
                 ctypes.byref(self._call(inputs, epsilon, layout)),
                 ctypes.c_void_p(address(grad_output)),
+                ctypes.c_int64(gap(grad_output)),
                 targets,
                 ctypes.c_void_p(address(grad_epsilon)),
                 ctypes.byref(self.counts),
@@ -221,6 +229,7 @@ class Machine:
             activation,
             STORAGES.index(inputs[0].dtype),
             (ctypes.c_void_p * 2)(*map(address, inputs)),
+            (ctypes.c_int64 * 2)(*map(gap, inputs)),
             (ctypes.c_void_p * 3)(*map(address, numbers)),
             numbers[0].dtype == torch.float32,
             (ctypes.c_int64 * 3)(*layout),

@@ -28,25 +28,14 @@ class Budget(NamedTuple):
     """MUFU.EX2 for each element, on either of the formula's two paths."""
 
 
-# Runs: 3 blocks of 256 threads to a multiprocessor, 4 of CRReLU itself; rows, and tables: 2.
+# Runs, also those with gaps between rows: 3 blocks of 256 threads to a multiprocessor, 4 of CRReLU
+# itself; rows, and tables: 2.
 RUNS, RUNS_OF_PLAIN, ROWS = 80, 64, 128
 BUDGETS = {
-    ("forward_runs", "float"): Budget(RUNS, 4, 0),
-    ("forward_runs", "double"): Budget(RUNS, 4, 0),
-    ("forward_runs", "BFloat16"): Budget(RUNS, 4, 1),
-    ("forward_runs", "Half"): Budget(RUNS, 4, 1),
-    ("backward_runs", "float"): Budget(RUNS, 4, 0),
-    ("backward_runs", "double"): Budget(RUNS, 4, 0),
-    ("backward_runs", "BFloat16"): Budget(RUNS, 4, 1),
-    ("backward_runs", "Half"): Budget(RUNS, 4, 1),
-    ("forward_rows", "float"): Budget(ROWS, 4, 0),
-    ("forward_rows", "double"): Budget(ROWS, 4, 0),
-    ("forward_rows", "BFloat16"): Budget(ROWS, 4, 1),
-    ("forward_rows", "Half"): Budget(ROWS, 4, 1),
-    ("backward_rows", "float"): Budget(ROWS, 4, 0),
-    ("backward_rows", "double"): Budget(ROWS, 4, 0),
-    ("backward_rows", "BFloat16"): Budget(ROWS, 4, 1),
-    ("backward_rows", "Half"): Budget(ROWS, 4, 1),
+    (f"{direction}_{kind}", stored): Budget(registers, 4, exp2)
+    for direction in ("forward", "backward")
+    for kind, registers in {"runs": RUNS, "gaps": RUNS, "rows": ROWS}.items()
+    for stored, exp2 in {"float": 0, "double": 0, "BFloat16": 1, "Half": 1}.items()
 }
 LANES = {"float": 4, "double": 2, "BFloat16": 8, "Half": 8}
 ACTIVATIONS = {"CRReLU": 1, "CRReLUGated": 2, "CRReLUPlaced": 1}
@@ -109,16 +98,19 @@ def disassemble(cuobjdump: str, architecture: str) -> dict[str, Kernel]:
 
 
 def readable(symbol: str) -> str:
-    """ "forward_runs CRReLU float" of the mangled name."""
+    """ "forward_runs CRReLU float" of the mangled name; with gaps, "forward_gaps CRReLU float"."""
     found = re.search(
         r"\d((?:forward|backward)_(?:runs|rows)|fold|prepare_table|count_samples)I"
-        r"(?:NS\w*?\d(CRReLU|CRReLUGated|CRReLUPlaced|Tabulated)E)?(?:NS_\d(BFloat16|Half)E|([fd]+))E",
+        r"(?:NS\w*?\d(CRReLU|CRReLUGated|CRReLUPlaced|Tabulated)E)?"
+        r"(?:NS_\d(BFloat16|Half)E|([fd]+))(Lb1E)?",
         symbol,
     )
     assert found is not None, symbol
-    name, activation, stored, plain = found.groups()
+    name, activation, stored, plain, gaps = found.groups()
     types = [stored] if stored else [{"f": "float", "d": "double"}[letter] for letter in plain]
-    return " ".join(filter(None, [name, activation, *types]))
+    return " ".join(
+        filter(None, [name.replace("runs", "gaps") if gaps else name, activation, *types])
+    )
 
 
 def test_each_kernel_has_a_budget(kernels: dict[str, Kernel]) -> None:

@@ -58,7 +58,7 @@ def placed(tensor: Tensor, offset: int) -> Tensor:
     """A copy that starts so many elements behind a multiple of 16 bytes."""
     buffer = torch.empty(tensor.numel() + 64 // tensor.itemsize, dtype=tensor.dtype)
     first = -buffer.data_ptr() % 16 // tensor.itemsize + offset
-    return buffer[first : first + tensor.numel()].copy_(tensor)
+    return buffer[first : first + tensor.numel()].copy_(tensor.flatten())
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -295,6 +295,48 @@ def test_every_byte_is_moved_once(library: Path, dtype: torch.dtype) -> None:
     assert machine.counts.loaded == 2 * x.nbytes + 4 * 256 * slots + 8 * slots
 
 
+GAPS = [(3, 8, 16), (70, 24, 32), (5, 4096, 4104), (300, 128, 384), (40, 8, 0), (1000, 64, 80)]
+"""Rows, their elements, and elements from one to the next; of each 16-bit type."""
+
+
+@pytest.mark.parametrize("inputs", [1, 2], ids=["plain", "gated"])
+@pytest.mark.parametrize(("rows", "length", "stride"), GAPS)
+@pytest.mark.parametrize("multiprocessors", [1, 7])
+def test_gaps_between_rows(
+    library: Path, dtype: torch.dtype, rows: int, length: int, stride: int, inputs: int,
+    multiprocessors: int,
+) -> None:  # fmt: skip
+    """The bits of tensors without gaps, whichever of the tensors have them; they are not read."""
+    length, stride = (2 * size // dtype.itemsize for size in (length, stride))
+
+    def with_gaps(tensor: Tensor) -> Tensor:
+        if stride == 0:
+            return tensor[:length].expand(rows, length)
+        memory = placed(torch.full(((rows - 1) * stride + length,), torch.nan, dtype=dtype), 0)
+        return memory.as_strided((rows, length), (stride, 1)).copy_(tensor.view(rows, length))
+
+    machine = Machine(library, multiprocessors=multiprocessors)
+    tensors = [normal(rows * length, dtype, seed) for seed in range(inputs + 1)]
+    gapped = [with_gaps(tensor) for tensor in tensors]
+    dense = [placed(tensor.flatten(), 0) for tensor in gapped]
+    epsilon = torch.tensor([-0.7])
+    one = evaluate(machine, dense[1:], epsilon, dense[0], Layout(1, 1, rows * length))
+    loaded = machine.counts.loaded
+    which = product((False, True), repeat=inputs + 1)
+    for chosen in [list(choice) for choice in which if any(choice)]:
+        grad_output, *x = [(dense, gapped)[gap][k] for k, gap in enumerate(chosen)]
+        result = evaluate(machine, x, epsilon, grad_output, Layout(rows, 1, length))
+        assert machine.counts.loaded == loaded
+        for actual, expected in (
+            (result.output, one.output),
+            (result.grad_epsilon, one.grad_epsilon),
+            *zip(result.grad_inputs, one.grad_inputs, strict=True),
+        ):
+            assert actual is not None
+            assert expected is not None
+            assert torch.equal(bits(actual), bits(expected))
+
+
 def test_what_a_tile_lacks_is_not_computed(library: Path) -> None:
     """Images that leave a part of a block's tile empty, and one that fills two tiles."""
     machine = Machine(library, multiprocessors=132)
@@ -399,24 +441,32 @@ class Sparse(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    "layout",
+    ("layout", "gap"),
     [
-        Layout(1, 1, HUGE),
-        Layout(2, 2, HUGE // 4),
-        Layout(HUGE // 2048, 2, 1024),
-        Layout(HUGE // 64, 64, 1),
+        (Layout(1, 1, HUGE), 0),
+        (Layout(2, 2, HUGE // 4), 0),
+        (Layout(HUGE // 2048, 2, 1024), 0),
+        (Layout(HUGE // 64, 64, 1), 0),
+        (Layout(25, 1, HUGE // 25), 24),
     ],
     ids=str,
 )
-def test_more_than_2_to_the_31_elements(library: Path, layout: Layout) -> None:
+def test_more_than_2_to_the_31_elements(library: Path, layout: Layout, gap: int) -> None:
     """Some blocks of the grid, the first and the last among them, on tensors that are mostly 0."""
-    x, y = Sparse.new(HUGE), Sparse.new(HUGE)
+    x, y = Sparse.new(HUGE + layout.outer * gap), Sparse.new(HUGE)
+
+    def places(part: slice) -> Tensor:
+        """Where x has these elements."""
+        elements = torch.arange(part.start, part.stop)
+        return elements + elements // layout.inner * gap
+
     tile = 32_768
     for start in (0, 2**30, 2**31 - tile, HUGE - tile):
-        x.tensor[start : start + tile] = 2
+        x.tensor[places(slice(start, start + tile))] = 2
     # Not negative: 0 · f'(0) has its sign.
     epsilon, gaussian = torch.full((layout.channels,), 0.5), math.exp(-2)
     machine = Machine(library, multiprocessors=132, most_blocks=40)
+    rows = x.tensor.as_strided((HUGE // layout.inner, layout.inner), (layout.inner + gap, 1))
 
     def assert_right(at_2: float) -> None:
         """All that was written, and at both ends something was."""
@@ -425,17 +475,17 @@ def test_more_than_2_to_the_31_elements(library: Path, layout: Layout) -> None:
         assert touched[-1].stop == HUGE
         for part in touched:
             written = y.tensor[part]
-            assert ((written == 0) | (x.tensor[part] == 2)).all()
+            assert ((written == 0) | (x.tensor[places(part)] == 2)).all()
             assert ((written == 0) | (written == torch.tensor(at_2).bfloat16())).all()
         assert (y.tensor[:8] != 0).all()
         assert (y.tensor[-8:] != 0).all()
 
-    machine.forward([x.tensor], epsilon, layout, y.tensor)
+    machine.forward([rows], epsilon, layout, y.tensor)
     assert_right(2 + 0.5 * 2 * gaussian)
     y = Sparse.new(HUGE)
     machine.settings.most_blocks = 3
     grad_epsilon = torch.full_like(epsilon, torch.nan)
-    machine.backward(x.tensor, [x.tensor], epsilon, layout, [y.tensor, None], grad_epsilon)
+    machine.backward(rows, [rows], epsilon, layout, [y.tensor, None], grad_epsilon)
     assert_right(2 * (1 - 0.5 * 3 * gaussian))
 
 

@@ -23,12 +23,24 @@ int64_t epsilon_bytes(const Call& call) {
 }
 crrelu::Layout layout(const Call& call) { return {call.sizes[0], call.sizes[1], call.sizes[2]}; }
 
+/// Where there are gaps, each row alone may be read.
+crrelu::cuda::Source source(const Call& call, const void* first, int64_t gap) {
+  if (gap == 0) {
+    simt::allow(first, bytes(call), false);
+  } else {
+    const int64_t size = kSizes[call.storage], length = call.sizes[2];
+    for (int64_t row = 0; row < call.sizes[0]; ++row)
+      simt::allow(static_cast<const char*>(first) + row * (length + gap) * size, length * size,
+                  false);
+  }
+  return {first, gap};
+}
+
 crrelu::cuda::Operands operands(const Call& call) {
-  for (const void* input : call.inputs) simt::allow(input, bytes(call), false);
   simt::allow(call.numbers[0], epsilon_bytes(call), false);
   for (int k : {1, 2})
     simt::allow(call.numbers[k], call.sizes[1] * (kSizes[call.storage] == 8 ? 8 : 4), false);
-  return {{call.inputs[0], call.inputs[1]},
+  return {{source(call, call.inputs[0], call.gaps[0]), source(call, call.inputs[1], call.gaps[1])},
           {call.numbers[0], call.numbers[1], call.numbers[2]},
           call.epsilon_is_float != 0,
           layout(call)};
@@ -72,9 +84,9 @@ const char* simt_count(const Settings* settings, const Call* call, int64_t sampl
 }
 
 const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
-                          void* const* grad_inputs, void* grad_epsilon, Counts* counts) {
+                          int64_t grad_gap, void* const* grad_inputs, void* grad_epsilon,
+                          Counts* counts) {
   simt::begin(*settings);
-  simt::allow(grad_output, bytes(*call), false);
   simt::allow(grad_inputs[0], bytes(*call), true);
   simt::allow(grad_inputs[1], bytes(*call), true);
   simt::allow(grad_epsilon, epsilon_bytes(*call), true);
@@ -82,7 +94,8 @@ const char* simt_backward(const Settings* settings, const Call* call, const void
   // NaN: a slot that is read before it is written shows.
   std::vector<double> slots(kernels(*call).slots(ops.layout, settings->multiprocessors), NAN);
   simt::allow(slots.data(), static_cast<int64_t>(slots.size() * sizeof(double)), true);
-  kernels(*call).backward({settings->multiprocessors, nullptr}, ops, grad_output, grad_inputs,
-                          grad_epsilon, slots.empty() ? nullptr : slots.data());
+  kernels(*call).backward({settings->multiprocessors, nullptr}, ops,
+                          source(*call, grad_output, grad_gap), grad_inputs, grad_epsilon,
+                          slots.empty() ? nullptr : slots.data());
   return simt::end(counts);
 }

@@ -20,10 +20,12 @@ struct Counts {
   int64_t exponentials;  // of the kind that exp2_approx is
 };
 
-/// The tensors as csrc/cuda/kernels.h wants them; `sizes` is outer, channels, inner.
+/// The tensors as csrc/cuda/kernels.h wants them; `sizes` is outer, channels, inner; `gaps`, in
+/// elements, those between rows of the inputs.
 struct Call {
   int32_t activation, storage;
   const void* inputs[2];
+  int64_t gaps[2];
   const void* numbers[3];  // epsilon, and for the placed activation location and scale; or a table
   int32_t epsilon_is_float;
   int64_t sizes[3];
@@ -39,7 +41,8 @@ const char* simt_prepare_table(const Settings* settings, const void* table, int3
 const char* simt_count(const Settings* settings, const Call* call, int64_t samples,
                        const float* place, int64_t* bins, Counts* counts);
 const char* simt_backward(const Settings* settings, const Call* call, const void* grad_output,
-                          void* const* grad_inputs, void* grad_epsilon, Counts* counts);
+                          int64_t grad_gap, void* const* grad_inputs, void* grad_epsilon,
+                          Counts* counts);
 }
 
 namespace simt {
