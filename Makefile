@@ -42,7 +42,7 @@ help:
 	@echo 'make gpu-choices     what other choices in the kernels would change on the GPU that is here'
 	@echo 'make recipes-check   the tests of the training recipes with timm, torchvision and trl'
 	@echo 'make study           train small models with six activations (8 minutes)'
-	@echo 'make study-dynamic   does dynamic EAFO help? Against fixed activations and three controls'
+	@echo 'make study-dynamic   does dynamic EAFO help? Against fixed ones and three controls (8 minutes)'
 	@echo 'make bench           CRReLU against GELU and others: speed, and training (10 minutes)'
 	@echo 'make bench-quick     the same in 2 minutes, coarser'
 	@echo 'make exhaustive      the error over all 2^32 float32 inputs, for each instruction set'
