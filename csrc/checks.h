@@ -160,13 +160,4 @@ inline void prepare_out(const at::Tensor& input, const at::Tensor& epsilon, cons
   check_overlap();
 }
 
-/// For a tensor without gaps.
-inline Layout layout_of(const at::Tensor& dense, int64_t channels, int64_t channel_dim) {
-  const int64_t numel = dense.numel();
-  if (channels == 1 || numel == 0) return {1, 1, numel};
-  const int64_t inner =
-      dense.stride(channel_dim);  // no gaps: what lies between neighbouring channels
-  return {numel / (channels * inner), channels, inner};
-}
-
 }  // namespace crrelu

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/WrapDimUtils.h>
+
+#include "layout.h"
 
 namespace crrelu {
 
@@ -19,12 +22,6 @@ inline at::Tensor laid_out_as(const at::Tensor& tensor, const at::Tensor& like) 
   }
   return tensor;
 }
-
-/// A tensor as rows without gaps, in the order of its dimensions: elements of each, and from one to
-/// the next.
-struct Rows {
-  int64_t length, stride;
-};
 
 /// The longest rows there are, as those of a part of a matrix's columns. Of length 0 where they lie
 /// at unequal distances, or overlap but are not all the same one: torch may lay the output out in
@@ -46,9 +43,38 @@ inline Rows rows_of(const at::Tensor& tensor) {
 
 /// Elements between rows, of a tensor that is made of such.
 inline int64_t gap_between_rows(const at::Tensor& tensor) {
-  if (tensor.is_non_overlapping_and_dense()) return 0;
-  const Rows rows = rows_of(tensor);
-  return rows.stride - rows.length;
+  return tensor.is_non_overlapping_and_dense() ? 0 : rows_of(tensor).gap();
 }
+
+/// For a tensor without gaps.
+inline Layout layout_of(const at::Tensor& dense, int64_t channels, int64_t channel_dim) {
+  const int64_t numel = dense.numel();
+  if (channels == 1 || numel == 0) return {1, 1, numel};
+  const int64_t inner =
+      dense.stride(channel_dim);  // no gaps: what lies between neighbouring channels
+  return {numel / (channels * inner), channels, inner};
+}
+
+/// A tensor of which some elements are looked at: as rows if it is such, else without gaps.
+struct Sampled {
+  at::Tensor tensor;
+  Layout layout;
+  Rows rows;
+
+  Sampled(const at::Tensor& input, int64_t channels, int64_t channel_dim)
+      : tensor(input), rows(rows_of(input)) {
+    if (rows.length == 0) {
+      tensor = without_gaps(input);
+      rows = {input.numel(), input.numel()};
+      layout = layout_of(tensor, channels, channel_dim);
+    } else if (channels == 1) {
+      layout = {1, 1, input.numel()};
+    } else {
+      const auto behind = input.sizes().slice(at::maybe_wrap_dim(channel_dim, input.dim()) + 1);
+      const int64_t inner = c10::multiply_integers(behind);
+      layout = {input.numel() / (channels * inner), channels, inner};
+    }
+  }
+};
 
 }  // namespace crrelu

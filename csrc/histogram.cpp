@@ -19,15 +19,15 @@ void count_cpu(const at::Tensor& input, const at::Tensor& place, int64_t samples
                int64_t channel_dim, at::Tensor& counts) {
   check_count_arguments(input, place, samples, channel_dim, counts);
   if (input.numel() == 0 || gradients_are_computed()) return;
-  const auto dense = without_gaps(input);
+  const Sampled sampled(input, place.size(1), channel_dim);
   const auto where = place.contiguous();
-  const auto layout = layout_of(dense, place.size(1), channel_dim);
-  const Samples sample(layout, samples);
+  const auto& layout = sampled.layout;
+  const Samples sample(layout, sampled.rows, samples);
   const float *location = where.const_data_ptr<float>(), *scale = location + layout.channels;
   auto* slots = counts.mutable_data_ptr<int64_t>();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "count_", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "count_", [&] {
     using Real = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    const auto* x = dense.const_data_ptr<scalar_t>();
+    const auto* x = sampled.tensor.const_data_ptr<scalar_t>();
     // Read many, then count them: what the caches do not have comes slowly, but together.
     constexpr int64_t kTogether = 64;
     Real values[kTogether];
@@ -56,11 +56,12 @@ void count_composed(const at::Tensor& input, const at::Tensor& place, int64_t sa
   const int64_t channels = place.size(1);
   const auto by_channel = channels == 1 ? input.reshape({-1, 1})
                                         : input.movedim(channel_dim, -1).reshape({-1, channels});
-  const Samples sample({by_channel.size(0), channels, 1}, samples);
-  const auto rows = at::empty({sample.count}, at::kLong);
-  auto* const row = rows.mutable_data_ptr<int64_t>();
+  const int64_t rows = by_channel.size(0);
+  const Samples sample({rows, channels, 1}, {rows * channels, rows * channels}, samples);
+  const auto places = at::empty({sample.count}, at::kLong);
+  auto* const row = places.mutable_data_ptr<int64_t>();
   for (int64_t k = 0; k < sample.count; ++k) row[k] = sample.place(k);
-  const auto x = by_channel.index_select(0, rows.to(input.device()));
+  const auto x = by_channel.index_select(0, places.to(input.device()));
   const auto bin = ((x.to(at::kFloat) - place[0]) * (kBinsPerUnit / place[1])).floor() + kBins / 2;
   const auto within = at::where(bin >= 0, bin.clamp_max(kBins), -1);  // -1 for NaN, too
   const auto slot = at::where(x.isfinite(), within + 1, kNotFinite).to(at::kLong);

@@ -36,8 +36,9 @@ CRRELU_INLINE int slot_of(Real value, float location, float scale) {
 /// as its columns are where a stretch is as long as a row; but the same in every call.
 struct Samples {
   int64_t stride, count;
+  Rows rows;
 
-  CRRELU_INLINE Samples(const Layout& layout, int64_t wanted) {
+  CRRELU_INLINE Samples(const Layout& layout, Rows rows, int64_t wanted) : rows(rows) {
     const int64_t elements = layout.outer * layout.inner, each = wanted / layout.channels;
     stride = elements / (each < kFewestSamples ? kFewestSamples : each);
     if (stride == 0) stride = 1;
@@ -49,9 +50,10 @@ struct Samples {
   }
   /// The place of a channel's k-th one in the tensor.
   CRRELU_INLINE int64_t index(const Layout& layout, int64_t channel, int64_t k) const {
-    const int64_t at = place(k);
-    if (layout.channels == 1) return at;  // saves the divisions, which took half the time
-    return (at / layout.inner * layout.channels + channel) * layout.inner + at % layout.inner;
+    int64_t at = place(k);
+    if (layout.channels > 1)  // saves the divisions, which took half the time
+      at = (at / layout.inner * layout.channels + channel) * layout.inner + at % layout.inner;
+    return rows.gap() == 0 ? at : at + at / rows.length * rows.gap();
   }
 
  private:

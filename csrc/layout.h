@@ -12,6 +12,14 @@ struct Layout {
   int64_t outer, channels, inner;
 };
 
+/// A tensor as rows without gaps, in the order of its dimensions: elements of each, and from one to
+/// the next.
+struct Rows {
+  int64_t length, stride;
+
+  constexpr int64_t gap() const { return stride - length; }
+};
+
 /// How a table is handed to the kernels: these numbers, then the intervals' coefficients, from the
 /// left, in powers of the distance from the interval's left end, counted in intervals.
 enum TableHeader { kLower, kUpper, kPerUnit, kIntervals, kTableHeader };

@@ -39,6 +39,7 @@ from crrelu_ext.reference import tabulated
 from crrelu_ext.updates import Update
 
 from .test_distributed import in_processes
+from .test_strides import allocated_bytes
 
 
 def counted(
@@ -132,6 +133,35 @@ def test_native_and_composed_counts_agree() -> None:
             if samples > input.numel() or input.is_contiguous():
                 assert torch.equal(native, composed)
             assert native.sum() == composed.sum()
+
+
+@pytest.mark.parametrize("samples", [50, 2**40])
+def test_counts_with_gaps(device: str, dtype: torch.dtype, samples: int) -> None:
+    """Those of a copy without gaps."""
+    whole = 4 * torch.randn(6, 10, 300, device=device).to(dtype)
+    for part in (
+        whole[:, :, :150],
+        whole[:, 2:7],
+        whole[:, :, ::3],
+        whole[:, :1].expand(6, 5, 300),
+    ):
+        for channels in (1, part.shape[1]):
+            scales = torch.linspace(0.3, 2, channels, device=device)
+            place = torch.stack([scales - 1, scales])
+            counts, of_copy = (
+                torch.zeros(channels, BINS + 3, dtype=torch.int64, device=device) for _ in range(2)
+            )
+            torch.ops.crrelu_ext.count_(part, place, samples, 1, counts)
+            torch.ops.crrelu_ext.count_(part.contiguous(), place, samples, 1, of_copy)
+            assert torch.equal(counts, of_copy)
+            assert counts.sum() > 0
+
+
+def test_counting_copies_nothing() -> None:
+    part, place = torch.randn(500, 600)[:, :300], torch.tensor([[0.0], [1.0]])
+    counts = torch.zeros(1, BINS + 3, dtype=torch.int64)
+    count = torch.ops.crrelu_ext.count_
+    assert allocated_bytes(lambda: count(part, place, 1000, 1, counts)) < 1000
 
 
 def test_counts_by_channel(device: str, dtype: torch.dtype) -> None:

@@ -130,10 +130,10 @@ void count_cuda(const at::Tensor& input, const at::Tensor& place, int64_t sample
   check_count_arguments(input, place, samples, channel_dim, counts);
   if (input.numel() == 0 || gradients_are_computed()) return;
   const Cuda::Guard guard(input.device());
-  const auto dense = without_gaps(input), where = place.contiguous();
-  const auto layout = layout_of(dense, place.size(1), channel_dim);
-  count(machine(), storage_of(dense.scalar_type()), dense.const_data_ptr(), layout,
-        where.const_data_ptr<float>(), Samples(layout, samples),
+  const Sampled sampled(input, place.size(1), channel_dim);
+  const auto where = place.contiguous();
+  count(machine(), storage_of(input.scalar_type()), sampled.tensor.const_data_ptr(), sampled.layout,
+        where.const_data_ptr<float>(), Samples(sampled.layout, sampled.rows, samples),
         counts.mutable_data_ptr<int64_t>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -577,6 +577,14 @@ def test_counts(library: Path, dtype: torch.dtype, layout: Layout, samples: int)
         assert torch.equal(counts, expected)
 
 
+def test_counts_of_rows_with_gaps(library: Path, dtype: torch.dtype) -> None:
+    rows = normal(40 * 120, dtype, 0).view(40, 120)[:, 7:60]
+    place, counts = torch.tensor([[0.5], [0.1]]), torch.zeros(2, 1, 259, dtype=torch.int64)
+    torch.ops.crrelu_ext.count_(rows.contiguous(), place, 1000, 1, counts[0])
+    Machine(library).count(rows, place, 1000, Layout(40, 1, 53), counts[1])
+    assert torch.equal(*counts)
+
+
 # The machine itself: it must see what it is there to see.
 
 

@@ -74,12 +74,13 @@ const char* simt_prepare_table(const Settings* settings, const void* table, int3
 const char* simt_count(const Settings* settings, const Call* call, int64_t samples,
                        const float* place, int64_t* bins, Counts* counts) {
   simt::begin(*settings);
-  simt::allow(call->inputs[0], bytes(*call), false);
+  const auto input = source(*call, call->inputs[0], call->gaps[0]);
+  const int64_t length = input.gap ? call->sizes[2] : numel(*call);
   simt::allow(place, 2 * call->sizes[1] * 4, false);
   simt::allow(bins, call->sizes[1] * crrelu::kCounts * 8, true);
   crrelu::cuda::count({settings->multiprocessors, nullptr}, static_cast<Storage>(call->storage),
-                      call->inputs[0], layout(*call), place,
-                      crrelu::Samples(layout(*call), samples), bins);
+                      input.first, layout(*call), place,
+                      crrelu::Samples(layout(*call), {length, length + input.gap}, samples), bins);
   return simt::end(counts);
 }
 
