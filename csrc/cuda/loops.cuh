@@ -203,8 +203,8 @@ __device__ __forceinline__ void forward_batch(const Batch& batch, const Operands
     for (int q = 0; q < kPacks; ++q) {
 #pragma unroll
       for (int k = 0; k < F::kInputs; ++k) {
-        if (whole >> q & 1)
-          inputs[q][k] = load_whole(pack_at(batch, q, sources[k], operands.inputs[k].gap));
+        const S* source = pack_at(batch, q, sources[k], operands.inputs[k].gap);
+        if (whole >> q & 1) inputs[q][k] = load_whole(source);
       }
     }
 #pragma unroll
@@ -255,12 +255,12 @@ __device__ __forceinline__ Numbers<S> backward_batch(const Batch& batch, const O
     Bits inputs[kPacks][F::kInputs] = {}, grad_outputs[kPacks] = {};
 #pragma unroll
     for (int q = 0; q < kPacks; ++q) {
-      if (whole >> q & 1)
-        grad_outputs[q] = load_whole(pack_at(batch, q, grad_output, grads.output.gap));
+      const S* grad = pack_at(batch, q, grad_output, grads.output.gap);
+      if (whole >> q & 1) grad_outputs[q] = load_whole(grad);
 #pragma unroll
       for (int k = 0; k < F::kInputs; ++k) {
-        if (whole >> q & 1)
-          inputs[q][k] = load_whole(pack_at(batch, q, sources[k], operands.inputs[k].gap));
+        const S* source = pack_at(batch, q, sources[k], operands.inputs[k].gap);
+        if (whole >> q & 1) inputs[q][k] = load_whole(source);
       }
     }
 #pragma unroll
