@@ -222,6 +222,8 @@ def test_seeds_with_unequal_updates(tmp_path: Path) -> None:
     )
     (axes,) = plots.entropies(summarize(results.read(tmp_path))).axes
     assert np.array_equal(axes.lines[0].get_ydata(), [-2.5])
+    (without,) = summarize(results.read(tmp_path)[1:2])
+    assert without.derived == {}
 
 
 def test_published_figures() -> None:
