@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from .premise import PAIRS, Layer
 from .results import Result
-from .summary import Summary, history, metrics, summarize
+from .summary import Summary, between, history, metrics, summarize
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the lines differ as well.
 COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
@@ -65,8 +65,8 @@ def curves(group: list[Result], summaries: list[Summary]) -> Figure:
     for axes in (loss, figures):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    seeds = max(len(summary.runs) for summary in summaries)
-    what = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    seeds = between([len(summary.runs) for summary in summaries])
+    what = "one seed" if seeds == "1" else f"mean and range of {seeds} seeds"
     figure.suptitle(f"{recipe.model} on {recipe.dataset}: {what}")
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
@@ -90,7 +90,11 @@ def entropies(summaries: list[Summary]) -> Figure:
     """The entropy of each layer's output over the updates, the mean over the seeds."""
     derived = {
         f"entropy of {summary.activation}, nats": {
-            layer: [_known(u["entropy"] for u in history(run)[layer]) for run in summary.runs]
+            layer: [
+                _known(update["entropy"] for update in updates)
+                for run in summary.runs
+                if (updates := history(run).get(layer))
+            ]
             for layer in summary.derived
         }
         for summary in summaries
@@ -126,13 +130,14 @@ def premises(layers: list[Layer]) -> Figure:
 
 
 def _by_layer(panels: dict[str, dict[str, list[list[Any]]]], over: str) -> Figure:
-    """A panel for each of the labels: by layer, the mean of the runs' lists."""
+    """A panel for each of the labels: by layer, the mean of the runs' lists, as far as all of them
+    go."""
     figure = Figure(figsize=(11, 4.2 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False)
     for axes, (label, layers) in zip(grid[:, 0], panels.items(), strict=True):
         shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(layers)))
         for (layer, runs), shade in zip(layers.items(), shades, strict=True):
-            mean = np.mean(runs, axis=0)
+            mean = [np.mean(values) for values in zip(*runs, strict=False)]
             axes.plot(np.arange(1, len(mean) + 1), mean, color=shade, label=layer)
         axes.set(xlabel=over, ylabel=label)
         axes.grid(alpha=0.3)

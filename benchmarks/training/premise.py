@@ -21,6 +21,7 @@ from .build import build
 from .files import append_line, held, read_lines
 from .processes import Processes
 from .results import Result
+from .summary import decimal
 
 FILE = "premise.jsonl"
 BINS = 16
@@ -54,7 +55,7 @@ class Correlation:
 
     @property
     def text(self) -> str:
-        return f"{self.rho:+.2f}, p {self.p:.2g}, {self.models}"
+        return f"{decimal(self.rho, 2, '+')}, p {self.p:.2g}, {self.models}"
 
 
 def run(study: Path) -> Iterator[str]:

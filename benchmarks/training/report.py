@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from itertools import chain, compress, product
 from pathlib import Path
 from statistics import mean
 
@@ -11,8 +11,9 @@ from ..publish import publish
 from . import plots, premise, published, results
 from .dynamic import CONTROLS
 from .premise import Layer
-from .recipe import EAFO, KNOBS, Recipe
+from .recipe import Recipe
 from .results import Result
+from .setting import description, headings
 from .summary import (
     ACCURACY,
     REFERENCE,
@@ -70,16 +71,16 @@ def pictures(groups: list[list[Result]]) -> list[str]:
 def _page(found: list[Result], measured: list[Layer]) -> Iterator[str]:
     yield "# Training"
     yield ""
-    yield "Everything but the activation is equal within a table; mean ± deviation over the seeds."
-    yield f"*Difference* is to {REFERENCE.upper()}, seed by seed, and p that of a paired t test,"
-    yield "not corrected for the number of activations: with few seeds a small p means little."
+    yield "The cells of a table differ in activation and seed alone, unless a line below it says"
+    yield "what else differs; mean ± deviation over the seeds. Cells ran one after another, so"
+    yield "rates tell of the machine's other load too; `python -m benchmarks.training throughput`"
+    yield "measures speed, with activations that take turns."
     yield ""
     groups = settings(found)
-    for group, name in zip(groups, pictures(groups), strict=True):
-        recipe = group[0].recipe
-        yield f"## {recipe.model} on {recipe.dataset}"
+    for group, heading, name in zip(groups, headings(groups), pictures(groups), strict=True):
+        yield f"## {heading}"
         yield ""
-        yield from section(group)
+        yield from section(group, in_turns=False)
         if any(summary.runs for summary in summarize(group)):
             yield f"![Curves]({name}.png)"
             yield ""
@@ -95,51 +96,72 @@ def _page(found: list[Result], measured: list[Layer]) -> Iterator[str]:
             yield ""
 
 
-def section(group: list[Result]) -> Iterator[str]:
-    """One setting: the table, what it was computed on, the epsilons."""
-    judged_by, *others = metrics(group[0])
-    summaries, recipe = summarize(group), group[0].recipe
+def section(group: list[Result], *, in_turns: bool = True) -> Iterator[str]:
+    """One setting: the table, what it was computed on, the epsilons.
+
+    Speeds are compared where the activations trained ``in_turns``, so that what else happened on
+    the machine slowed all of them alike.
+    """
+    measured, recipe, summaries = metrics(group[0]), group[0].recipe, summarize(group)
+    judged_by, *others = measured
     reference = next((one for one in summaries if one.activation == REFERENCE), None)
-    beside = speeds(summaries, reference)
-    unit = group[0].unit
-    rows = [
-        _row(summary, [judged_by, *others], recipe, beside[summary.activation])
-        for summary in summaries
-    ]
-    logged = any(row[-1] for row in rows)
+    beside = speeds(summaries, reference if in_turns else None)
     columns = (
         *("activation", "seeds", judged_by.label, "best epoch", "difference", "p"),
         *(other.label for other in others),
-        *(f"{unit}/s", "speed", "authors' logs, best epoch, one seed"),
+        *(f"{group[0].unit}/s", "speed", "authors' logs, best epoch, one seed"),
     )
+    rows = [_row(summary, measured, recipe, beside[summary.activation]) for summary in summaries]
     if note := NOTES.get(recipe.dataset):
         yield note
         yield ""
-    yield from table(columns if logged else columns[:-1],
-                     rows if logged else [row[:-1] for row in rows])  # fmt: skip
+    yield from table(columns, rows)
+    controls = list(_controls(summaries, measured))
+    compared = any(summary.difference for summary in summaries)
     better = "higher" if judged_by.higher_is_better else "lower"
-    yield f"{judged_by.label.split(',')[0].capitalize()}: {better} is better. *Speed* is that of"
-    yield f"training beside {REFERENCE.upper()}'s, the median over the epochs."
+    yield f"{judged_by.label.split(',')[0].capitalize()}: {better} is better."
+    if compared:
+        yield f"*Difference* is to {REFERENCE.upper()}, seed by seed."
+    elif any(summary.activation != REFERENCE for summary in summaries):
+        yield f"There is no {REFERENCE.upper()} with the same seeds here to compare with."
+    if any(beside.values()):
+        yield f"*Speed* is that of training beside {REFERENCE.upper()}'s, the median over the"
+        yield "epochs."
+    if compared or controls:
+        yield "p is that of a paired t test, not corrected for the number of tests: with few seeds"
+        yield "a small p means little. One pair has none, nor have differences that are all equal."
     yield ""
-    runs = {summary.activation: summary.runs for summary in summaries}
-    against = {
-        control: difference(runs[variant], runs[control], judged_by)
-        for variant in runs
-        if variant.partition(",")[0] == "dynamic-eafo"
-        for name in CONTROLS
-        if (control := variant.replace("dynamic-eafo", name)) in runs
-    }
-    if against:
-        columns = ("dynamic-eafo less its control", "seeds", "difference", "p")
-        yield from table(columns, [
-            (name, str(one.seeds), one.spread.text(judged_by.digits, "+"), _p(one.p))
-            for name, one in against.items() if one
-        ])  # fmt: skip
+    if controls:
+        labels = chain.from_iterable((metric.label, "p") for metric in measured)
+        yield from table(("dynamic-eafo less its control", "pairs", *labels), controls)
     for result in group:
         if result.diverged:
             where = f"{result.recipe.variant}, seed {result.recipe.seed}"
             yield f"**Diverged: {where}.** {result.diverged}"
             yield ""
+    yield from _learned(summaries)
+    yield from description(group)
+
+
+def _controls(summaries: list[Summary], measured: Sequence[Metric]) -> Iterator[tuple[str, ...]]:
+    """Dynamic EAFO less each of its controls, in all that is measured."""
+    runs = {summary.activation: summary.runs for summary in summaries}
+    for variant, name in product(runs, CONTROLS):
+        control = variant.replace("dynamic-eafo", name)
+        if control == variant or control not in runs:
+            continue
+        found = [
+            (one, metric.digits)
+            for metric in measured
+            if (one := difference(runs[variant], runs[control], metric))
+        ]
+        if found:
+            figures = ((one.spread.text(digits, "+"), _p(one.p)) for one, digits in found)
+            yield control, str(found[0][0].pairs), *chain.from_iterable(figures)
+
+
+def _learned(summaries: list[Summary]) -> Iterator[str]:
+    """What CRReLU's layers and those of dynamic EAFO have come to."""
     epsilons = [
         (summary.activation, layer, spread.text(3, "+"))
         for summary in summaries
@@ -158,21 +180,6 @@ def section(group: list[Result]) -> Iterator[str]:
     if derived:
         columns = ("activation", "layer", "location of the input", "scale")
         yield from table((*columns, "entropy of the output, nats", "updates refused"), derived)
-    own = next((one.recipe for one in group if one.recipe.dynamic), recipe)  # with all its knobs
-    changed = {
-        name: value
-        for name, value in asdict(own).items()
-        if name in ("model", "dataset") or value != default(name)
-        if own.dynamic or name not in EAFO
-    }
-    shown = ", ".join(
-        f"{name} {value}" for name, value in changed.items() if name not in ("activation", "seed")
-    )
-    yield f"Other than published: {shown}. {group[0].parameters:,} parameters."
-    facts = {", ".join(result.environment.values()) for result in group}
-    names = ", ".join(group[0].environment)
-    yield f"Computed on ({names}): {'; '.join(sorted(facts))}."
-    yield ""
 
 
 def _premise(layers: list[Layer]) -> Iterator[str]:
@@ -207,23 +214,20 @@ def _premise(layers: list[Layer]) -> Iterator[str]:
     yield from table(("layer", *(f"{a} and {b}" for a, b in premise.PAIRS)), correlations)
 
 
-def default(name: str) -> object:
-    """A knob's published value."""
-    return getattr(Recipe(), name) if name in KNOBS else None
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table of Markdown and the empty line after it."""
+    """A table of Markdown, without columns in which no row has anything, and the empty line after
+    it."""
+    filled = [any(row[number] for row in rows) for number in range(len(columns))]
     for cells in (columns, ["---"] * len(columns), *rows):
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {' | '.join(compress(cells, filled))} |"
     yield ""
 
 
 def _row(
-    summary: Summary, measured: list[Metric], recipe: Recipe, speed: float | None
+    summary: Summary, measured: Sequence[Metric], recipe: Recipe, speed: float | None
 ) -> tuple[str, ...]:
     judged_by, *others = measured
-    digits, to_reference = judged_by.digits, summary.difference
+    digits = judged_by.digits
     logged = published.accuracy(recipe.dataset, recipe.model, summary.activation)
     seeds = str(len(summary.runs)) + (f" + {summary.diverged} diverged" * bool(summary.diverged))
     return (
@@ -231,13 +235,21 @@ def _row(
         seeds,
         summary.last.text(digits),
         summary.best.text(digits),
-        to_reference.spread.text(digits, "+") if to_reference else "",
-        _p(to_reference.p) if to_reference else "",
+        *_difference(summary, digits),
         *(x.text(metric.digits) for x, metric in zip(summary.others, others, strict=True)),
         "" if summary.rate is None else f"{summary.rate:,.0f}",
         "" if speed is None else f"{speed:.2f}",
         "" if logged is None or judged_by is not ACCURACY else f"{logged:.2f}",
     )
+
+
+def _difference(summary: Summary, digits: int) -> tuple[str, str]:
+    """To the reference, with the number of pairs where it is not that of the seeds; and p."""
+    one = summary.difference
+    if one is None:
+        return "", ""
+    pairs = f" ({one.pairs} pair{'s' * (one.pairs > 1)})" * (one.pairs != len(summary.runs))
+    return one.spread.text(digits, "+") + pairs, _p(one.p)
 
 
 def _p(p: float | None) -> str:

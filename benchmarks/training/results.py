@@ -63,6 +63,11 @@ def append(folder: Path, result: Result) -> None:
         ) from error
 
 
+def facts(environment: dict[str, str]) -> str:
+    """What a result was computed on, in words."""
+    return "; ".join(f"{name} {value}" for name, value in environment.items())
+
+
 def environment(recipe: Recipe, processes: Processes) -> dict[str, str]:
     """What a result was computed on."""
     info = crrelu_ext.build_info()

@@ -42,24 +42,37 @@ LOSS = Metric("loss", "validation loss, nats", 1, higher_is_better=False, digits
 MARGIN = Metric("margin", "reward margin", 1, higher_is_better=True, digits=4)
 
 
+def decimal(value: float, digits: int, sign: str = "") -> str:
+    """Rounded; there is no -0.00."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # -0.0 + 0.0 is 0.0
+
+
+def between(numbers: list[int]) -> str:
+    """The number, or the smallest and the largest."""
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 @dataclass(frozen=True)
 class Spread:
-    """A mean and the deviation of the sample, which one value does not have; of none, or where one
-    is not finite, neither."""
+    """A mean and the deviation of the sample, which one value does not have; where one is not
+    finite both are NaN, of none the mean alone."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        if not values or not all(map(math.isfinite, values)):
+        if not all(map(math.isfinite, values)):
+            return cls(math.nan, math.nan)
+        if not values:
             return cls(math.nan, None)
         return cls(mean(values), stdev(values) if len(values) > 1 else None)
 
     def text(self, digits: int, sign: str = "") -> str:
         if math.isnan(self.mean):
-            return ""
-        number = f"{self.mean:{sign}.{digits}f}"
+            return "" if self.deviation is None else "not finite"
+        number = decimal(self.mean, digits, sign)
         return number if self.deviation is None else f"{number} ± {self.deviation:.{digits}f}"
 
 
@@ -68,8 +81,8 @@ class Difference:
     """To the reference, paired over the seeds that both have."""
 
     spread: Spread
-    seeds: int
-    p: float | None  # of the paired t test, where there are two seeds and more
+    pairs: int
+    p: float | None  # of the paired t test, where there are two differences and more that differ
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Derived:
 
     @classmethod
     def of(cls, histories: list[list[dict[str, Any]]]) -> Derived:
-        """Of a layer's updates, run by run; each run has one at least."""
+        """Of a layer's updates, of the runs that have any."""
         last = [history[-1] for history in histories]
         location, scale, entropy = (
             Spread.of([update[name] for update in last if update[name] is not None])
@@ -181,7 +194,7 @@ def _summary(
         for layer, values in run.epochs[-1].epsilons.items():
             epsilons.setdefault(layer, []).extend(values)
     histories = [history(run) for run in runs]
-    layers = [layer for layer in histories[0] if histories[0][layer]] if histories else []
+    layers = dict.fromkeys(layer for one in histories for layer in one if one[layer])
     return Summary(
         activation,
         runs,
@@ -192,7 +205,10 @@ def _summary(
         difference=difference(runs, reference, judged_by) if activation != REFERENCE else None,
         rate=median(epoch.rate for run in runs for epoch in run.epochs) if runs else None,
         epsilons={layer: Spread.of(values) for layer, values in epsilons.items()},
-        derived={layer: Derived.of([one[layer] for one in histories]) for layer in layers},
+        derived={
+            layer: Derived.of([one[layer] for one in histories if one.get(layer)])
+            for layer in layers
+        },
     )
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .build import build
-from .loop import train
+from .loop import Epoch, train
 from .processes import Processes, join
 from .recipe import Recipe, cells
 from .report import table
+from .results import environment, facts
 from .task import Batch, Source, Task
 
 ACTIVATIONS = ("gelu", "crrelu", "crrelu-composed")
@@ -41,16 +42,17 @@ def lines(datasets: list[str], rounds: int) -> Iterator[str]:
     gives one ratio to GELU's speed. The first round, which warms up, does not count.
 
     Raises:
-        ValueError: fewer than two rounds.
+        ValueError: fewer than three rounds, of which there are no quartiles.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds is {rounds}; allowed are 2 and more")
+    if rounds < 3:
+        raise ValueError(f"rounds is {rounds}; allowed are 3 and more")
     for dataset in datasets:
         request = {"dataset": dataset, "activation": list(ACTIVATIONS), "seed": 0}
         limits = {"epochs": rounds + 1, "steps_per_epoch": STEPS, "warmup_epochs": 1}
         recipes = cells({**request, **limits})
         with join(recipes[0].device) as processes:
-            yield f"{recipes[0].model} on {dataset}, {processes.device}, {rounds} rounds of {STEPS}"
+            yield f"{recipes[0].model} on {dataset}, {rounds} rounds of {STEPS} steps, computed on:"
+            yield f"{facts(environment(recipes[0], processes))}."
             yield ""
             yield from _compare(recipes, processes)
 
@@ -62,21 +64,11 @@ def _compare(recipes: list[Recipe], processes: Processes) -> Iterator[str]:
         train(replace(task, validation=FirstBatch(task.validation)), recipe, processes)
         for task, recipe in zip(tasks, recipes, strict=True)
     ]
-    rounds = [[next(training).rate for training in trainings] for _ in range(recipes[0].epochs)]
-    rows = []
-    for number, recipe in enumerate(recipes):
-        rates = [rates[number] for rates in rounds[1:]]
-        ratios = [rates[number] / rates[0] for rates in rounds[1:]]
-        low, _, high = quantiles(ratios, n=4)
-        rows.append(
-            (
-                recipe.activation,
-                f"{median(rates):,.0f}",
-                f"{median(ratios):.3f}",
-                f"{low:.3f} to {high:.3f}",
-                f"{kept[number] / 2**20:.2f}",
-            )
-        )
+    rounds = take_turns(trainings, recipes[0].epochs)
+    rows = [
+        (recipe.activation, *speed, f"{saved / 2**20:.2f}")
+        for recipe, speed, saved in zip(recipes, beside_first(rounds[1:]), kept, strict=True)
+    ]
     columns = (
         "activation",
         f"{tasks[0].unit}/s",
@@ -85,6 +77,26 @@ def _compare(recipes: list[Recipe], processes: Processes) -> Iterator[str]:
         "saved, MiB",
     )
     yield from table(columns, rows)
+
+
+def take_turns(trainings: list[Iterator[Epoch]], rounds: int) -> list[list[float]]:
+    """The rates of an epoch each, round by round; another training begins each round."""
+    places = range(len(trainings))
+    found = []
+    for number in range(rounds):
+        order = [(number + place) % len(trainings) for place in places]
+        rates = {place: next(trainings[place]).rate for place in order}
+        found.append([rates[place] for place in places])
+    return found
+
+
+def beside_first(rounds: list[list[float]]) -> Iterator[tuple[str, str, str]]:
+    """Of each training the median rate, and of its ratios to the first one's rate in the same round
+    the median and the quartiles."""
+    for rates in zip(*rounds, strict=True):
+        ratios = [rate / first for rate, (first, *_) in zip(rates, rounds, strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        yield f"{median(rates):,.0f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def saved_bytes(task: Task, processes: Processes) -> int:

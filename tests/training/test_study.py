@@ -28,12 +28,9 @@ KILLED: dict[str, Any] = {**STUDY, **EAFO, "activation": ["crrelu", "dynamic-eaf
 def table(folder: Path) -> list[list[str]]:
     """The report's first table but for the speeds."""
     page = report.write(folder, folder / "report").read_text().splitlines()
-    rows = [
-        line.split("|")[1:-1]
-        for line in page
-        if line.startswith(("| crrelu", "| gelu", "| dynamic"))
-    ]
-    return [row[:6] for row in rows]
+    start = next(i for i, line in enumerate(page) if line.startswith("| activation"))
+    rows = [line.split(" | ") for line in page[start : page.index("", start)]]
+    return [row[: rows[0].index("images/s |")] for row in rows]
 
 
 def test_killed_at_random_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +92,11 @@ def test_a_figure_that_is_none_leaves_the_report(tmp_path: Path) -> None:
     broken["epochs"][-1]["metrics"]["accuracy"] = math.nan
     lines[2] = json.dumps(broken)
     (tmp_path / results.FILE).write_text("\n".join(lines) + "\n")
-    assert report.write(tmp_path, tmp_path).exists()
+    rows = {row[0].removeprefix("| "): row for row in table(tmp_path)}
+    name, seeds, last, best, to_gelu, *_ = rows[broken["recipe"]["activation"]]
+    assert (name, seeds, last, to_gelu) == ("| crrelu", "3", "not finite", "not finite")
+    assert "±" in best  # of an epoch before
+    assert all("±" in cell for cell in rows["gelu"][2:4])
 
 
 def test_other_data_are_another_study(tmp_path: Path) -> None:
