@@ -125,7 +125,7 @@ def main() -> None:
         table.add_column(column)
     all_pairs, stopped = pairs(), False
     try:
-        for pair in track(all_pairs, "blocks", console=console, transient=True):
+        for pair in track(all_pairs, "blocks", console=console, transient=True, auto_refresh=False):
             low, middle, high = quantiles(ratios(steps(pair)), n=4)
             table.add_row(
                 pair.name,

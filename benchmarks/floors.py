@@ -236,7 +236,7 @@ def results(quick: bool = False, *, keep: bool = True) -> Iterator[Result | Fail
         for rival, environment in AVX2_RIVALS.items():
             try:
                 found = _measure_elsewhere(environment, quick, keep)
-            except RuntimeError as error:
+            except Exception as error:
                 yield Failure.of(f"floors, {rival}", error)
             else:
                 yield from (replace(result, rival=rival) for result in found)

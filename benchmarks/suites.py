@@ -81,9 +81,9 @@ def run(quick: bool, on_case: Callable[[int], None]) -> tuple[list[Timing], list
             raise KeyboardInterrupt
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"The suites did not run.\n{report.getvalue()}")
+        if not figures.exists():
+            raise RuntimeError(f"Every case failed. {watch.failures[0].error}")
         records = json.loads(figures.read_text())["benchmarks"]
-    if not records:
-        raise RuntimeError(f"Every case failed. {watch.failures[0].error}")
     timings = [
         Timing(
             Case(**record["extra_info"]),
