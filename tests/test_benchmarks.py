@@ -424,6 +424,8 @@ def test_calibration_is_by_the_fastest_call(clock: Clock) -> None:
 @pytest.fixture
 def overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "SUITES", ("bench_overhead.py",))
+    # A worker of xdist would keep pytest-benchmark from writing.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
 
 @pytest.mark.usefixtures("overhead")
