@@ -424,7 +424,7 @@ def test_calibration_is_by_the_fastest_call(clock: Clock) -> None:
 @pytest.fixture
 def overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "SUITES", ("bench_overhead.py",))
-    # A worker of xdist would keep pytest-benchmark from writing.
+    # Within a worker of xdist pytest-benchmark times nothing.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
 
