@@ -16,9 +16,10 @@ Call = Callable[[], object]
 FORWARD = "forward"
 FORWARD_OUT = "forward, out="
 FORWARD_BACKWARD = "forward+backward"
-MODULE = "module"
+MODULE = "module, no gradients"
+MODULE_GRAPH = "module, graph recorded"
 
-STREAMS = {FORWARD: 2, FORWARD_OUT: 2, FORWARD_BACKWARD: 5, MODULE: 2}
+STREAMS = {FORWARD: 2, FORWARD_OUT: 2, FORWARD_BACKWARD: 5, MODULE: 2, MODULE_GRAPH: 2}
 """Tensors that must be read or written: forward reads input and writes output; backward reads
 grad_output and input and writes grad_input. Whatever a rival moves beyond that is its own affair.
 """
@@ -110,10 +111,17 @@ def forward_backward(activation: Activation, operands: Operands) -> Call:
 
 
 def module(activation: Activation, operands: Operands) -> Call:
-    """A call of the nn.Module without gradients."""
+    """A call of the nn.Module without gradients: epsilon is frozen."""
     assert activation.module is not None
     layer = activation.module().to(operands.input.device).requires_grad_(False)
     return partial(layer, operands.input)
+
+
+def module_graph(activation: Activation, operands: Operands) -> Call:
+    """A call of the nn.Module, as in training, for the gradients of the input and of epsilon."""
+    assert activation.module is not None
+    layer = activation.module().to(operands.input.device)
+    return partial(layer, operands.input.detach().requires_grad_())
 
 
 OPERATIONS = {
@@ -121,6 +129,7 @@ OPERATIONS = {
     FORWARD_OUT: forward_out,
     FORWARD_BACKWARD: forward_backward,
     MODULE: module,
+    MODULE_GRAPH: module_graph,
 }
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from time import perf_counter
-from timeit import timeit
+from timeit import repeat, timeit
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from .cases import Case
+from .suites import MIN_ROUNDS
 
 LARGE = 2**20
 
@@ -32,6 +33,17 @@ def settle(call: Callable[[], object], seconds: float) -> None:
             break
 
 
+def calibrate(call: Callable[[], object], seconds: float) -> tuple[int, int]:
+    """The calls that make a round of about a millisecond, and the rounds that fit the time.
+
+    By the fastest of some calls: one that was disturbed would leave few rounds of one call each,
+    and nothing among them to tell that by.
+    """
+    once = min(repeat(call, number=1, repeat=5))
+    iterations = max(1, round(1e-3 / once))
+    return iterations, max(MIN_ROUNDS, round(seconds / (once * iterations)))
+
+
 @pytest.fixture
 def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Times one case: rounds of about a millisecond, as many as fit its share of the time."""
@@ -43,9 +55,7 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Call
         call()  # compiles, starts the threads
         if case.numel >= LARGE:
             settle(call, warm_up)
-        once = timeit(call, number=3) / 3
-        iterations = max(1, round(1e-3 / once))
-        rounds = max(3, round(seconds / (once * iterations)))
+        iterations, rounds = calibrate(call, seconds)
         benchmark.group = str(case).rpartition(",")[0]  # rivals side by side
         benchmark.extra_info |= asdict(case)
         benchmark.pedantic(call, iterations=iterations, rounds=rounds)

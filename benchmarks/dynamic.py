@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from crrelu_ext import ActivationScheduler, DynamicActivation, DynamicCRReLU
 from crrelu_ext.dynamic import Histogram
 
-from .environment import describe
+from .environment import describe, need_native
 from .training.activations import Activation, place
 from .training.build import build
 from .training.processes import join
@@ -133,6 +133,7 @@ def compare(dataset: str, form: str) -> Comparison:
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.dynamic", description=__doc__).parse_args()
+    need_native()
     console = Console()
     columns = "ratio", "quartiles", "step, ms", "counting, ms", "update, ms", "both, of a step"
     rows = Table("", "", *columns)

@@ -35,6 +35,17 @@ def keep_freed_memory() -> str:
     return "as it comes"
 
 
+def need_native() -> None:
+    """Ends the program unless the native kernels are here.
+
+    Raises:
+        SystemExit: they are not; why not.
+    """
+    info = crrelu_ext.build_info()
+    if not info["native"]:
+        raise SystemExit(f"This measures the native kernels. {info['problem']}")
+
+
 def describe(program: str) -> dict[str, str]:
     """The facts that a figure needs beside it, in the order in which to print them.
 
@@ -44,7 +55,7 @@ def describe(program: str) -> dict[str, str]:
     facts = {
         "command": shlex.join([*program.split(), *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "processor": f"{cpuinfo.get_cpu_info()['brand_raw']}, {os.cpu_count()} cores",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "crrelu_ext": f"{info['version']}, ISA {info['isa']}",
         "torch": f"{torch.__version__}, ISA {torch.backends.cpu.get_cpu_capability()}",
@@ -58,6 +69,12 @@ def describe(program: str) -> dict[str, str]:
     if torch.cuda.is_available():
         facts["GPU"] = torch.cuda.get_device_name()
     return facts
+
+
+def _processor() -> str:
+    """Its name, or where none can be found its kind: cpuinfo does not always find one."""
+    found = cpuinfo.get_cpu_info().get("brand_raw")
+    return found or platform.processor() or platform.machine()
 
 
 def _transparent_huge_pages() -> str:

@@ -34,6 +34,7 @@ from .cases import (
     FORWARD_BACKWARD,
     FORWARD_OUT,
     MODULE,
+    MODULE_GRAPH,
     Call,
     Operands,
     copy,
@@ -43,9 +44,11 @@ from .cases import (
     forward_out,
     make_operands,
     module,
+    module_graph,
 )
-from .environment import describe, keep_freed_memory
-from .publish import publish
+from .environment import describe, keep_freed_memory, need_native
+from .failure import Failure, by_error
+from .publish import publish, writable_file
 
 MakeCall = Callable[[Operands], Call]
 
@@ -66,6 +69,10 @@ class Floor:
     theirs: MakeCall
     bound: float
     at_most: bool = False
+
+    def __str__(self) -> str:
+        size = format_numel(self.numel)
+        return f"floor, {self.operation}, {size} {self.dtype}, beside {self.rival}"
 
 
 @dataclass(frozen=True)
@@ -132,10 +139,9 @@ def _floors() -> Iterator[Floor]:
     """What is asked for on two cores with AVX-512."""
     mi = 2**20
     crrelu, crrelu_out = partial(forward, CRRELU), partial(forward_out, CRRELU)
-    crrelu_both, crrelu_module = partial(forward_backward, CRRELU), partial(module, CRRELU)
+    crrelu_both = partial(forward_backward, CRRELU)
     gelu, gelu_both = partial(forward, GELU), partial(forward_backward, GELU)
     silu, silu_both = partial(forward, SILU), partial(forward_backward, SILU)
-    silu_module = partial(module, SILU)
     eager_both = partial(forward_backward, EAGER)
     compiled_both = _compiled_forward_backward
     both = FORWARD_BACKWARD
@@ -151,7 +157,9 @@ def _floors() -> Iterator[Floor]:
     yield Floor(both, "float32", 16 * mi, crrelu_both, "F.gelu", gelu_both, 2.5)
     yield Floor(FORWARD, "float32", 16, crrelu, "F.silu", silu, 1.0, at_most=True)
     yield Floor(both, "float32", 16, crrelu_both, "F.silu", silu_both, 1.1, at_most=True)
-    yield Floor(MODULE, "float32", 16, crrelu_module, "nn.SiLU", silu_module, 1.15, at_most=True)
+    for operation, call in ((MODULE, module), (MODULE_GRAPH, module_graph)):
+        ours, theirs = partial(call, CRRELU), partial(call, SILU)
+        yield Floor(operation, "float32", 16, ours, "nn.SiLU", theirs, 1.15, at_most=True)
     placed_both = partial(forward_backward, PLACED)
     yield Floor(f"placed, {both}", "float32", mi, placed_both, "F.gelu", gelu_both, 1)
     for knots, times_gelu in ((32, 1), (256, 0.5)):
@@ -180,9 +188,6 @@ def measure(floor: Floor, quick: bool) -> Result:
     That is long beside the millisecond that a side needs to fill the caches again after the other's
     turn.
     """
-    info = crrelu_ext.build_info()
-    if not info["native"]:
-        raise RuntimeError(f"The floors are for the native kernels. {info['problem']}")
     operands = make_operands("cpu", floor.dtype, floor.numel)
     calls = floor.ours(operands), floor.theirs(operands)
     once = [min(repeat(call, number=1, repeat=5)) for call in calls]  # also the warm-up
@@ -203,7 +208,7 @@ def measure(floor: Floor, quick: bool) -> Result:
         dtype=floor.dtype,
         numel=floor.numel,
         rival=floor.rival,
-        isa=info["isa"],
+        isa=crrelu_ext.build_info()["isa"],
         bound=floor.bound,
         at_most=floor.at_most,
         ratio=median(ratios),
@@ -216,24 +221,33 @@ def measure(floor: Floor, quick: bool) -> Result:
     )
 
 
-def results(quick: bool = False, *, keep: bool = True) -> Iterator[Result]:
+def results(quick: bool = False, *, keep: bool = True) -> Iterator[Result | Failure]:
     """Measures all floors, one after another; those for AVX2 where the processor has it.
 
     ``keep``: as this process keeps its freed memory, so does that for AVX2.
-
-    Raises:
-        RuntimeError: there are no native kernels, or the process for AVX2 failed.
     """
     for floor in FLOORS:
-        yield measure(floor, quick)
+        try:
+            result: Result | Failure = measure(floor, quick)
+        except Exception as error:  # of a compiler, or for want of memory
+            result = Failure.of(floor, error)
+        yield result
     if "avx2" in crrelu_ext.build_info()["isa_available"]:
         for rival, environment in AVX2_RIVALS.items():
-            for result in _measure_elsewhere(environment, quick, keep):
-                yield replace(result, rival=rival)
+            try:
+                found = _measure_elsewhere(environment, quick, keep)
+            except Exception as error:
+                yield Failure.of(f"floors, {rival}", error)
+            else:
+                yield from (replace(result, rival=rival) for result in found)
 
 
 def _measure_elsewhere(environment: dict[str, str], quick: bool, keep: bool) -> list[Result]:
-    """AVX2_FLOORS in a process of their own: the libraries choose their ISA when they load."""
+    """AVX2_FLOORS in a process of their own: the libraries choose their ISA when they load.
+
+    Raises:
+        RuntimeError: it failed; the last line that it wrote.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         figures = Path(scratch, "figures.json")
         command = [sys.executable, "-m", "benchmarks.floors", "--avx2-only", "--json", str(figures)]
@@ -246,14 +260,29 @@ def _measure_elsewhere(environment: dict[str, str], quick: bool, keep: bool) -> 
             check=False,
         )
         if run.returncode:
-            raise RuntimeError(f"The floors for AVX2 were not measured:\n{run.stderr}")
+            raise RuntimeError(run.stderr.strip().rpartition("\n")[2])
         return [Result(**result) for result in json.loads(figures.read_text())["floors"]]
+
+
+def terminal_table(results: list[Result]) -> Table:
+    """The measured ratios beside their floors: where there is no room, names wrap, not figures."""
+    table = Table(caption=LEGEND, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for column in COLUMNS[2:]:
+        table.add_column(column, no_wrap=True)
+    for result in results:
+        what, rival, *figures = result.cells()
+        style = None if result.holds else "red"
+        table.add_row(f"{what}\n  beside {rival}", *figures, style=style)
+    return table
 
 
 def main() -> None:
     """The command line: prints measured ratios beside their floors."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floors", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--json", type=writable_file, metavar="FILE", help="also write the figures here"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument(
         "--allocator-as-it-comes",
@@ -262,38 +291,41 @@ def main() -> None:
     )
     parser.add_argument("--avx2-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    need_native()
 
     facts = describe("python -m benchmarks.floors")
     keep = not arguments.allocator_as_it_comes
     if keep:
         facts["allocator"] = keep_freed_memory()
     if arguments.avx2_only:
-        measured: Iterator[Result] = (measure(floor, arguments.quick) for floor in AVX2_FLOORS)
+        measured: Iterator[Result | Failure] = (measure(x, arguments.quick) for x in AVX2_FLOORS)
         total = len(AVX2_FLOORS)
     else:
         measured, total = results(arguments.quick, keep=keep), TOTAL
     console = Console()
-    done = []
+    done: list[Result] = []
+    failures: list[Failure] = []
+    stopped = False
     # Drawn between the measurements only: a thread that draws would take its share of a core.
     with Progress(console=console, auto_refresh=False) as progress:
         task = progress.add_task("floors", total=total)
         try:
             for result in measured:
-                done.append(result)
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    done.append(result)
                 progress.update(task, advance=1, refresh=True)
-        except RuntimeError as error:
-            raise SystemExit(str(error)) from None
+        except KeyboardInterrupt:
+            stopped = True
 
-    table = Table(caption=LEGEND, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", *COLUMNS[2:]):
-        table.add_column(column, no_wrap=True)
-    for result in done:
-        what, rival, *figures = result.cells()
-        style = None if result.holds else "red"
-        table.add_row(f"{what}\n  beside {rival}", *figures, style=style)
-    console.print(table)
+    console.print(terminal_table(done))
     for name, value in facts.items():
         console.print(f"{name}: {value}", highlight=False)
+    for line in by_error(failures):
+        console.print(f"Left out: {line}", style="red", markup=False, soft_wrap=True)
+    if stopped:
+        raise SystemExit(f"Stopped after {len(done)} of {total} floors; nothing was written.")
     if arguments.json:
         record = {"environment": facts, "floors": [asdict(result) for result in done]}
         with publish(arguments.json.parent) as scratch:

@@ -1,6 +1,6 @@
 """The figures as one table in the terminal and as a Markdown page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import rich.box
@@ -9,12 +9,22 @@ from rich.text import Text
 
 from . import floors
 from .activations import ACTIVATIONS, COMPILED, COPY, CRRELU
-from .cases import FORWARD, FORWARD_BACKWARD, FORWARD_OUT, MODULE, OPERATIONS, Case, format_numel
+from .cases import (
+    FORWARD,
+    FORWARD_BACKWARD,
+    FORWARD_OUT,
+    MODULE,
+    MODULE_GRAPH,
+    OPERATIONS,
+    Case,
+    format_numel,
+)
 from .digits import ACTIVATIONS as TRAINED
-from .suites import Timing
+from .failure import Failure, by_error
+from .suites import MIN_ROUNDS, Timing
 from .training.report import section, table
 from .training.results import Result
-from .training.summary import speeds, summarize
+from .training.summary import Summary, speeds, summarize
 
 RIVALS = (*(name for name in ACTIVATIONS if name != CRRELU.name), COMPILED)
 FIGURES = ("µs", "GB/s", "copy")
@@ -31,6 +41,7 @@ class Results:
     timings: list[Timing]
     floors: list[floors.Result]
     training: list[Result]
+    failures: list[Failure]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Row:
     bandwidth: float  # bytes per second
     limit_share: float | None  # of the copy's bandwidth at this size, where it was measured
     times_as_fast: dict[str, float]  # by rival; below 1 it is the rival that is faster
+    doubtful: frozenset[str]  # CRReLU or rivals, whose own timing is
 
     @property
     def group(self) -> str:
@@ -53,12 +65,21 @@ class Row:
     def figures(self) -> list[str]:
         """Time, bandwidth and share of the limit, for FIGURES."""
         share = "" if self.limit_share is None else f"{self.limit_share:.0%}"
-        return [_microseconds(self.seconds), f"{self.bandwidth / 1e9:.1f}", share]
+        time = _microseconds(self.seconds) + self._mark(CRRELU.name)
+        return [time, f"{self.bandwidth / 1e9:.1f}", share]
+
+    def ratio(self, rival: str) -> str:
+        """How many times as fast as a rival, if that was measured."""
+        if rival not in self.times_as_fast:
+            return ""
+        return _times(self.times_as_fast[rival]) + self._mark(rival)
 
     def ratios(self) -> list[str]:
         """How many times as fast as each of RIVALS."""
-        ratios = self.times_as_fast
-        return [_times(ratios[rival]) if rival in ratios else "" for rival in RIVALS]
+        return [self.ratio(rival) for rival in RIVALS]
+
+    def _mark(self, name: str) -> str:
+        return "?" if name in self.doubtful else ""
 
 
 def rows(timings: list[Timing]) -> list[Row]:
@@ -70,7 +91,8 @@ def rows(timings: list[Timing]) -> list[Row]:
             continue
         key = (case.device, case.dtype, case.numel)
         limit = by_case.get(Case(FORWARD_OUT, *key, COPY))
-        rivals = {rival: by_case.get(Case(case.operation, *key, rival)) for rival in RIVALS}
+        sides = {name: by_case.get(Case(case.operation, *key, name)) for name in RIVALS}
+        rivals = {name: rival for name, rival in sides.items() if rival}
         result.append(
             Row(
                 case.operation,
@@ -78,7 +100,8 @@ def rows(timings: list[Timing]) -> list[Row]:
                 timing.median,
                 timing.bandwidth,
                 timing.bandwidth / limit.bandwidth if limit else None,
-                {name: rival.median / timing.median for name, rival in rivals.items() if rival},
+                {name: rival.median / timing.median for name, rival in rivals.items()},
+                frozenset(x.case.activation for x in (timing, *rivals.values()) if x.doubtful),
             )
         )
     order = list(OPERATIONS)
@@ -89,7 +112,10 @@ def rows(timings: list[Timing]) -> list[Row]:
 
 
 def terminal_table(results: Results) -> rich.table.Table:
-    """Speed at a few sizes, and training, in one table that fits 80 columns."""
+    """Speed at a few sizes, and training, in one table that fits 80 columns.
+
+    Where it is narrower, names wrap and figures do not.
+    """
     table = rich.table.Table(
         title="CRReLU, and how many times as fast as each rival it is (below 1: slower)",
         caption=f"copy: the share of a plain copy's bandwidth that it reaches. {_noise(results)}",
@@ -98,11 +124,11 @@ def terminal_table(results: Results) -> rich.table.Table:
         show_edge=False,
         pad_edge=False,
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
     for column in ("µs", "copy", *RIVALS):
-        table.add_column(column.replace(" ", "\n"), justify="right")
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     shown = [row for row in rows(results.timings) if row.numel in TERMINAL_SIZES]
-    for operation in (FORWARD, FORWARD_BACKWARD, MODULE):
+    for operation in (FORWARD, FORWARD_BACKWARD, MODULE, MODULE_GRAPH):
         table.add_row(Text(operation, style="bold"))
         for row in shown:
             if row.operation == operation:
@@ -113,14 +139,20 @@ def terminal_table(results: Results) -> rich.table.Table:
                 table.add_row(name, time, share, *ratios)
     table.add_row(Text("training", style="bold"))
     summaries = {TRAINED[x.activation]: x for x in summarize(results.training)}
-    by_column = {"GELU erf": summaries["GELU"], "ReLU": summaries["ReLU"]}
-    for name, figure in (
+    by_column = {
+        CRRELU.name: summaries["CRReLU"],
+        "GELU erf": summaries["GELU"],
+        "ReLU": summaries["ReLU"],
+    }
+    figures: list[tuple[str, Callable[[Summary], str]]] = [
         ("images/s", lambda summary: f"{summary.rate:.0f}"),
         ("accuracy, %", lambda summary: f"{summary.last.mean:.1f}"),
-        ("± over the seeds", lambda summary: f"{summary.last.deviation or 0:.1f}"),
-    ):
-        rivals = (figure(by_column[x]) if x in by_column else "" for x in RIVALS)
-        table.add_row(f" {name}", figure(summaries["CRReLU"]), "", *rivals)
+        ("± over the seeds", _deviation),
+    ]
+    for name, figure in figures:
+        cells = [figure(by_column[x]) if x in by_column else "" for x in (CRRELU.name, *RIVALS)]
+        if any(cells):
+            table.add_row(f" {name}", cells[0], "", *cells[1:])
     return table
 
 
@@ -137,6 +169,13 @@ def _markdown(results: Results) -> Iterator[str]:
         yield ""
     facts = results.environment | {"duration": f"{results.seconds:.0f} s"}
     yield from _table(("", ""), list(facts.items()))
+    if results.failures:
+        yield "## Left out"
+        yield ""
+        yield "What could not be measured, and why:"
+        yield ""
+        yield from (f"- {line}" for line in by_error(results.failures))
+        yield ""
     yield "## Where CRReLU loses"
     yield ""
     yield from losses(results) or ["Nowhere in this run."]
@@ -161,8 +200,10 @@ def _markdown(results: Results) -> Iterator[str]:
     yield "the share of the bandwidth that `copy_` into an existing tensor reaches at that size;"
     yield "outputs are fresh tensors, except for `out=`, which no rival offers. *eager* and"
     yield "*compiled* are the composed formula, plain and under torch.compile, compiled for the one"
-    yield "size. The gradients of all arguments are computed, epsilon's included. On a GPU a time"
-    yield f"includes launch and synchronization. {_noise(results)}"
+    yield "size. The gradients of all arguments are computed, epsilon's included. A module called"
+    yield "with *no gradients* has its epsilon frozen; with the *graph recorded* input and epsilon"
+    yield "require gradients. On a GPU a time includes launch and synchronization."
+    yield _noise(results)
     yield ""
     all_rows = rows(results.timings)
     for device in dict.fromkeys(row.device for row in all_rows):
@@ -185,7 +226,7 @@ def losses(results: Results) -> list[str]:
     for row in rows(results.timings):
         for rival, ratio in row.times_as_fast.items():
             if _loses(ratio):
-                where = f"{format_numel(row.numel)} ({_times(ratio)})"
+                where = f"{format_numel(row.numel)} ({row.ratio(rival)})"
                 lost.setdefault((row.group, rival), []).append(where)
     lines = [f"- {group}: {rival} at {', '.join(x)}" for (group, rival), x in lost.items()]
     for result in results.floors:
@@ -221,15 +262,23 @@ def _training(runs: list[Result]) -> Iterator[str]:
 
 def _noise(results: Results) -> str:
     """How quiet the machine was: a busy one moves medians, and with them the ratios."""
-    noisy = sum(timing.median > 1.5 * timing.fastest for timing in results.timings)
-    share = noisy / len(results.timings)
-    return f"Noise: {share:.0%} of the medians are over 1.5 times the fastest round."
+    doubtful = sum(timing.doubtful for timing in results.timings)
+    share = doubtful / len(results.timings)
+    return (
+        f"?: {MIN_ROUNDS} rounds at most, or a median over 1.5 times the fastest round (of CRReLU "
+        f"at its time, of the rival at a ratio); {share:.0%} of all cases."
+    )
 
 
 def _table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> Iterator[str]:
     """A Markdown table, without the columns in which no line has anything."""
     filled = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     return table([columns[i] for i in filled], [[line[i] for i in filled] for line in lines])
+
+
+def _deviation(summary: Summary) -> str:
+    deviation = summary.last.deviation
+    return "" if deviation is None else f"{deviation:.1f}"  # one seed has none
 
 
 def _microseconds(seconds: float) -> str:

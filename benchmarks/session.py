@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +14,7 @@ import crrelu_ext
 
 from . import digits, floors, plots, report, suites
 from .environment import describe, keep_freed_memory
+from .failure import Failure, by_error
 from .publish import publish
 
 RESULTS = Path(__file__).parent / "results" / "local"
@@ -34,7 +36,7 @@ def measure(console: Console, quick: bool) -> report.Results:
         redirect_stderr=False,
     ) as progress:
         bar = progress.add_task("operators", total=None)
-        timings = suites.run(
+        timings, failures = suites.run(
             quick, lambda total: progress.update(bar, advance=1, total=total, refresh=True)
         )
 
@@ -42,7 +44,10 @@ def measure(console: Console, quick: bool) -> report.Results:
         if crrelu_ext.build_info()["native"]:
             bar = progress.add_task("floors", total=floors.TOTAL)
             for result in floors.results(quick):
-                results.append(result)
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    results.append(result)
                 progress.update(bar, advance=1, refresh=True)
 
         recipes = digits.recipes(quick)
@@ -56,6 +61,7 @@ def measure(console: Console, quick: bool) -> report.Results:
         timings=timings,
         floors=results,
         training=runs,
+        failures=failures,
     )
 
 
@@ -76,7 +82,8 @@ def main() -> None:
     except OSError as error:
         parser.error(f"--out {arguments.out}: {error.strerror}; a folder to write to is needed")
 
-    console = Console()
+    # This stream itself: while the suites run, sys.stdout is where their output is kept.
+    console = Console(file=sys.stdout)
     try:
         results = measure(console, arguments.quick)
         with publish(arguments.out) as scratch:
@@ -88,4 +95,6 @@ def main() -> None:
     except RuntimeError as error:
         raise SystemExit(f"Nothing was written. {error}") from None
     console.print(report.terminal_table(results))
+    for line in by_error(results.failures):
+        console.print(f"Left out: {line}", style="red", markup=False, soft_wrap=True)
     console.print(f"Report: {arguments.out / 'report.md'}", soft_wrap=True)
