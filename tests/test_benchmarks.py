@@ -182,7 +182,7 @@ def test_no_figure_is_cut_off(results: report.Results, width: int) -> None:
     assert figures in [line.split()[-6:] for line in table.splitlines()]
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [70, 80])
 def test_floors_fit(width: int) -> None:
     """Names and figures are whole."""
     asked = [
