@@ -267,7 +267,7 @@ def _measure_elsewhere(environment: dict[str, str], quick: bool, keep: bool) -> 
 def terminal_table(results: list[Result]) -> Table:
     """The measured ratios beside their floors: where there is no room, names wrap, not figures."""
     table = Table(caption=LEGEND, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for column in COLUMNS[2:]:
         table.add_column(column, no_wrap=True)
     for result in results:

@@ -182,13 +182,19 @@ def test_no_figure_is_cut_off(results: report.Results, width: int) -> None:
     assert figures in [line.split()[-6:] for line in table.splitlines()]
 
 
-def test_names_are_whole_in_80_columns() -> None:
-    some = [
-        replace(floor(2.25, 2), operation=one.operation, rival=one.rival) for one in floors.FLOORS
+@pytest.mark.parametrize("width", [70, 80])
+def test_floors_fit(width: int) -> None:
+    """Names and figures are whole."""
+    asked = [
+        replace(floor(2.25, 2), operation=x.operation, numel=x.numel, rival=x.rival)
+        for x in floors.FLOORS
     ]
-    table = re.sub(r"\s+", " ", shown(floors.terminal_table(some), 80))
-    for one in some:
-        assert one.rival in table
+    table = shown(floors.terminal_table(asked), width)
+    assert "…" not in table
+    figures = ["2.25", "0.25-64.50", "3.75", "≥", "2", "holds"]
+    assert [line.split()[-6:] for line in table.splitlines()].count(figures) == len(asked)
+    names = " ".join(f"{one.operation} {one.rival}".replace(",", "") for one in asked)
+    assert set(names.split()) <= set(table.replace(",", "").split())
 
 
 def test_training_beside_speed(results: report.Results) -> None:
