@@ -62,8 +62,12 @@ class Adapted(nn.Linear):
         lambda model: model.act.register_forward_hook(lambda *_: torch.zeros(2, 3, 24)),
         lambda model: model.fc2.register_forward_pre_hook(lambda *_: torch.ones(2, 3, 24)),
         lambda model: model.fc2.register_full_backward_hook(lambda *_: (torch.ones(2, 3, 24),)),
+        lambda model: model.fc2.register_full_backward_pre_hook(lambda *_: (torch.ones(2, 3, 6),)),
     ],
-    ids=str.split("dynamic gelu channels adapted parametrized patched hook pre-hook backward-hook"),
+    ids=str.split(
+        "dynamic gelu channels adapted parametrized patched hook pre-hook backward-hook "
+        "backward-pre-hook"
+    ),
 )
 def test_parts_may_be_others(replaced: Callable[[nn.Module], Any]) -> None:
     """Each is then called as the sequence calls it, and measures what that measures."""
@@ -201,6 +205,23 @@ def test_bad_widths(name: str) -> None:
             CRReLUMLP(**widths | {name: width})
     with pytest.raises(TypeError, match=f"{name} is 2.5; allowed is an int"):
         CRReLUMLP(**widths | {name: 2.5})
+
+
+def test_arguments_reach_the_layers() -> None:
+    made = CRReLUMLP(6, 24, 5, init=0.25, dtype=torch.bfloat16, device="meta")
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert all(p.is_meta for p in made.parameters())
+    assert CRReLUMLP(6, 24, init=0.25).act.epsilon.item() == 0.25
+
+
+def test_hooks_of_all_modules_see_the_parts() -> None:
+    model, seen = CRReLUMLP(6, 24), list[nn.Module]()
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        model(torch.randn(2, 6))
+    finally:
+        hook.remove()
+    assert seen == [model.fc1, model.act, model.fc2, model]
 
 
 def test_bad_dtype() -> None:

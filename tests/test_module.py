@@ -226,6 +226,35 @@ def test_model_in_bfloat16(device: str) -> None:
         assert_applies(layer, input)
 
 
+def test_an_epsilon_that_is_computed() -> None:
+    """As a parametrization makes it of another parameter."""
+
+    class Bounded(nn.Module):
+        def forward(self, free: Tensor) -> Tensor:
+            return free.tanh()
+
+    model, input = CRReLU(init=2.0), torch.randn(9)
+    nn.utils.parametrize.register_parametrization(model, "epsilon", Bounded())
+    assert torch.equal(model(input), crrelu_ext.crrelu(input, torch.tensor([2.0]).tanh()))
+    model(input).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_init_must_be_finite_in_the_dtype_that_epsilon_has() -> None:
+    largest = torch.finfo(torch.float32).max
+    assert CRReLU(init=largest).epsilon.item() == largest
+    with pytest.raises(
+        ValueError, match=r"init is 1e\+300; allowed are finite .* of torch.float32"
+    ):
+        CRReLU(init=1e300)
+    assert CRReLU(init=1e300, dtype=torch.float64).epsilon.item() == 1e300
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert CRReLU(init=1e300).epsilon.item() == 1e300
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_functional_call(device: str) -> None:
     layer = CRReLU(3, device=device)
     input = torch.randn(5, 3, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import resource
 from functools import partialmethod
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from benchmarks.training.build import build
 from benchmarks.training.diagnosis import Diverged
@@ -109,10 +111,53 @@ def test_learning_rate() -> None:
     assert learning_rate(one, 300) == pytest.approx(1e-5)
 
 
+WITHOUT_CHANCE = {"model_args": {**VIT["model_args"], "dropout": 0.0}}
+
+
+def test_steps_are_those_of_plain_pytorch() -> None:
+    """Betas, clipping, the rate of each step, and no weight decay of what has one dimension."""
+    changes = {"epochs": 1, "warmup_epochs": 0, "clip": 0.1, "beta1": 0.8, "beta2": 0.9}
+    one = recipe(VIT, **WITHOUT_CHANCE, **changes, weight_decay=5.0, learning_rate=0.01)
+    task = build(one, ALONE)
+    model = copy.deepcopy(task.model).train()
+    decayed, spared = (
+        [p for p in model.parameters() if (p.dim() > 1) == matrices] for matrices in (True, False)
+    )
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 5.0}, {"params": spared, "weight_decay": 0.0}],
+        betas=(0.8, 0.9),
+    )
+    norms = []
+    for step, batch in enumerate(task.train.batches(0, 0)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(one, step / task.train.steps)
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+        optimizer.step()
+    assert len(norms) == task.train.steps
+    assert min(norms) > 0.1
+    list(train(task, one, ALONE))
+    for name, value in model.state_dict().items():
+        if "in_proj_bias" not in name:  # the keys' has no gradient but rounding errors
+            assert_close(task.model.state_dict()[name], value, msg=name)
+
+
+def test_metrics_are_means_over_all_samples() -> None:
+    one = recipe(VIT, epochs=1, warmup_epochs=0)
+    task = build(one, ALONE)
+    (epoch,) = train(task, one, ALONE)
+    batches = list(task.validation.batches(0))
+    assert len({len(batch[0]) for batch in batches}) > 1  # so that means of batches would not do
+    sums = [task.measure(task.model.eval(), batch) for batch in batches]
+    for name, value in epoch.metrics.items():
+        total = sum(one[name].item() for one in sums)
+        assert value == pytest.approx(total / sum(one["count"].item() for one in sums), rel=1e-5)
+
+
 def test_parts_of_a_batch_make_the_whole() -> None:
-    without_chance = {"model_args": {**VIT["model_args"], "dropout": 0.0}}
-    whole, _ = weights(recipe(VIT, **without_chance))
-    parts, _ = weights(recipe(VIT, **without_chance, accumulation=4))
+    whole, _ = weights(recipe(VIT, **WITHOUT_CHANCE))
+    parts, _ = weights(recipe(VIT, **WITHOUT_CHANCE, accumulation=4))
     assert [epoch[0] for epoch in parts] == pytest.approx([epoch[0] for epoch in whole], rel=1e-4)
 
 
