@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 import crrelu_ext
 from crrelu_ext import DerivedActivation, DynamicActivation, eafo, reference
-from crrelu_ext.derived import tabulate
+from crrelu_ext.derived import monotone_slopes, tabulate
 from crrelu_ext.functional import tabulated
 
 KNOTS = [2, 3, 17, 31, 32, 33, 34, 256]
@@ -422,3 +422,37 @@ def test_build_without_kernels_agrees(device: str, dtype: torch.dtype) -> None:
     rounding = 4 * ROUNDING[dtype]
     assert_close(act(x), reference.tabulated(x, act.table), rtol=rounding, atol=2 * rounding)
     assert crrelu_ext.build_info()["native"]
+
+
+def test_which_slopes_are_cut_down() -> None:
+    def cut(values: list[float], slopes: list[float]) -> list[float]:
+        at_knots, slopes_there = torch.tensor([values, slopes], dtype=torch.float64)
+        return monotone_slopes(at_knots, slopes_there, 1.0).tolist()
+
+    # A spike between two knots, but the rises on both sides agree: no turn.
+    assert cut([0, 1, 2, 3], [1, 10, -10, 1]) == [1, 3, -3, 1]
+    # The rises differ in sign, the slopes at the ends do not: no turn either.
+    assert cut([0, 1, 1.1, 0], [1, 1, 1, -1])[1:3] == pytest.approx([0.3, 0.3])
+    # Turns in the first and in the last interval.
+    assert cut([0, 0.01, 2], [-1, 1, 3])[0] == -1
+    assert cut([2, 0.01, 0], [-3, -1, 1])[2] == 1
+
+
+def test_what_float32_cannot_hold() -> None:
+    with (
+        pytest.warns(UserWarning, match="miss the activation"),
+        pytest.raises(ValueError, match="finite with their values"),
+    ):
+        DerivedActivation(lambda x: 1e39 * x, lower=-8, upper=8)
+
+
+def test_a_table_stays_float32() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        act = DerivedActivation(F.softplus, lower=-8, upper=8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    error = act.error.clone()
+    act.bfloat16()
+    assert act.table.dtype == act.error.dtype == torch.float32
+    assert torch.equal(act.error, error)

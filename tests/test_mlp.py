@@ -146,6 +146,15 @@ def test_frozen_parameters() -> None:
                 assert_close(parameter.grad, expected[name])
 
 
+def test_a_gradient_of_other_strides() -> None:
+    model, input = CRReLUMLP(6, 24), torch.randn(2, 3, 6)
+    grad_output, parameters = torch.randn(3, 2, 6).transpose(0, 1), tuple(model.parameters())
+    actual, expected = (
+        torch.autograd.grad(one(input), parameters, grad_output) for one in (model, sequence(model))
+    )
+    assert_close(actual, expected)
+
+
 def test_what_is_kept() -> None:
     """x and fc1(x): (1 + 4) of the (1 + 4 + 4) widths that the sequence keeps."""
     model, input = CRReLUMLP(64, 256), torch.randn(32, 64)

@@ -327,3 +327,35 @@ def test_functions_take_a_parameter_like_a_tensor() -> None:
     epsilon = nn.Parameter(torch.tensor([0.3]))
     x = torch.randn(5)
     assert_close(crrelu(x, epsilon).detach(), crrelu(x, epsilon.detach()))
+
+
+def test_devices_of_what_is_put_in() -> None:
+    """That of a neighbour below the same module, else of the model."""
+
+    def holder(*modules: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*modules)
+
+    here, meta = nn.Linear(2, 2), partial(nn.Linear, 2, 2, device="meta")
+    made = replace_activation(holder(here, holder(meta(), nn.GELU()), holder(nn.GELU())))
+    assert {name: next(act.parameters()).is_meta for name, act in made.items()} == {
+        "1.1": True,
+        "2.0": False,
+    }
+    (only,) = replace_activation(holder(meta(), holder(nn.GELU()))).values()
+    assert next(only.parameters()).is_meta
+
+
+def test_new_is_called_once_for_what_stands_twice() -> None:
+    gelu, made = nn.GELU(), list[nn.Module]()
+
+    def new() -> nn.Module:
+        made.append(CRReLU())
+        return made[-1]
+
+    replace_activation(nn.Sequential(nn.Linear(2, 2), gelu, gelu), new=new)
+    assert len(made) == 1
+
+
+def test_no_weight_decay_at_all() -> None:
+    decayed, _ = parameter_groups(nn.Linear(2, 2), 0)
+    assert decayed["weight_decay"] == 0

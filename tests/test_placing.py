@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch.distributions import Normal
 from crrelu_ext import ActivationScheduler, CRReLU, DynamicActivation, DynamicCRReLU, reference
 from crrelu_ext.dynamic import BINS, NOT_FINITE
 from crrelu_ext.placing import Places, sample
+from crrelu_ext.updates import Update
 
 from .test_distributed import in_processes
 
@@ -184,3 +186,71 @@ def test_kinds_do_not_mix_in_a_state() -> None:
         scheduler.load_state_dict(ActivationScheduler(DynamicActivation()).state_dict())
     with pytest.raises(ValueError, match="state has counts"):
         scheduler.load_state_dict(ActivationScheduler(DynamicCRReLU(2)).state_dict())
+
+
+def test_all_is_kept_where_nothing_is_forgotten() -> None:
+    act = DynamicCRReLU()
+    scheduler = ActivationScheduler(act, every=4, warmup=16, forgetting=0.0)
+    for step in range(220):
+        act(torch.randn(4096) + 2 * (step >= 216))
+        scheduler.step()
+    assert act.histogram.place[0].item() < 0.5
+
+
+def test_entropies_are_those_before_and_after() -> None:
+    act = DynamicCRReLU(init=0.2)
+    scheduler = ActivationScheduler(act, every=4, warmup=8, total=1000, forgetting=1.0)
+    for step in range(12):
+        if step == 8:
+            before = act.histogram.place.clone()
+        act(torch.randn(4096) + (6 if step < 8 else 8))
+        scheduler.step()
+    (update,) = scheduler.history[""]
+    density = Normal(8.0, 1.0)
+    x = density.sample((200_000,)).double().requires_grad_()
+    for place, measured in ((before, update.entropy_before), (act.histogram.place, update.entropy)):
+        output = reference.crrelu_at(x, act.epsilon.detach(), place)
+        (slope,) = torch.autograd.grad(output.sum(), x)
+        exact = density.entropy() + slope.log().mean()
+        assert measured == pytest.approx(exact.item(), abs=0.06)
+    assert update.entropy is not None
+    assert update.entropy_before is not None
+    assert abs(update.entropy - update.entropy_before) > 0.02
+
+
+def last_update(act: DynamicCRReLU, make: Callable[[], Tensor]) -> Update:
+    scheduler = ActivationScheduler(act, every=4, warmup=4, total=1000)
+    for _ in range(8):
+        act(make())
+        scheduler.step()
+    return scheduler.history[""][-1]
+
+
+def test_a_channel_of_nan_beside_a_good_one() -> None:
+    one_is_good = torch.tensor([1.0, math.nan])
+    update = last_update(
+        DynamicCRReLU(2, channel_dim=-1), lambda: torch.randn(500, 2) * one_is_good
+    )
+    assert update.refusal is None
+    assert update.entropy is not None
+    assert update.not_finite > 0
+
+
+def test_entropies_of_many_channels() -> None:
+    """Of some, that stand for all."""
+    channels = 100
+    update = last_update(
+        DynamicCRReLU(channels, channel_dim=-1),
+        lambda: 10 + torch.arange(float(channels)) + torch.randn(500, channels),
+    )
+    assert update.entropy == pytest.approx(Normal(0.0, 1.0).entropy().item(), abs=0.1)
+
+
+def test_an_epsilon_of_16_bits() -> None:
+    update = last_update(DynamicCRReLU().bfloat16(), lambda: torch.randn(500).bfloat16())
+    assert update.entropy is not None
+
+
+def test_an_output_that_does_not_vary_has_no_entropy() -> None:
+    update = last_update(DynamicCRReLU(init=0.0), lambda: torch.full((500,), -3.0))
+    assert update.entropy is None
