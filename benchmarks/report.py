@@ -168,7 +168,7 @@ def _markdown(results: Results) -> Iterator[str]:
         yield "**A quick run: few sizes, few rounds, and models that are not trained to the end.**"
         yield ""
     facts = results.environment | {"duration": f"{results.seconds:.0f} s"}
-    yield from _table(("", ""), list(facts.items()))
+    yield from table(("", ""), list(facts.items()))
     if results.failures:
         yield "## Left out"
         yield ""
@@ -188,7 +188,7 @@ def _markdown(results: Results) -> Iterator[str]:
         yield "fastest rounds is far from it, the machine was not quiet."
         yield f"{floors.LEGEND}."
         yield ""
-        yield from _table(floors.COLUMNS, [result.cells() for result in results.floors])
+        yield from table(floors.COLUMNS, [result.cells() for result in results.floors])
     else:
         yield "Not measured: they are for the native kernels, and this installation has none."
         yield ""
@@ -213,7 +213,7 @@ def _markdown(results: Results) -> Iterator[str]:
         in_group = [row for row in all_rows if row.group == group]
         yield f"### {group[0].upper()}{group[1:]}"
         yield ""
-        yield from _table(
+        yield from table(
             ("elements", *FIGURES, *RIVALS),
             [(format_numel(row.numel), *row.figures(), *row.ratios()) for row in in_group],
         )
@@ -268,12 +268,6 @@ def _noise(results: Results) -> str:
         f"?: {MIN_ROUNDS} rounds at most, or a median over 1.5 times the fastest round (of CRReLU "
         f"at its time, of the rival at a ratio); {share:.0%} of all cases."
     )
-
-
-def _table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> Iterator[str]:
-    """A Markdown table, without the columns in which no line has anything."""
-    filled = [i for i in range(len(columns)) if any(line[i] for line in lines)]
-    return table([columns[i] for i in filled], [[line[i] for i in filled] for line in lines])
 
 
 def _deviation(summary: Summary) -> str:
