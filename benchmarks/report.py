@@ -129,13 +129,13 @@ def terminal_table(results: Results) -> rich.table.Table:
         table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     shown = [row for row in rows(results.timings) if row.numel in TERMINAL_SIZES]
     for operation in (FORWARD, FORWARD_BACKWARD, MODULE, MODULE_GRAPH):
-        table.add_row(Text(operation, style="bold"))
+        table.add_row(Text(operation.replace("+", " + "), style="bold"))  # to wrap there
         for row in shown:
             if row.operation == operation:
                 time, _, share = row.figures()
                 ratios = (Text(x, style="red" if x.startswith("0") else "") for x in row.ratios())
                 where = "" if row.device == "cpu" else f" {row.device}"
-                name = f" {format_numel(row.numel)} {row.dtype}{where}"
+                name = f"{format_numel(row.numel)} {row.dtype}{where}"
                 table.add_row(name, time, share, *ratios)
     table.add_row(Text("training", style="bold"))
     summaries = {TRAINED[x.activation]: x for x in summarize(results.training)}
@@ -152,7 +152,7 @@ def terminal_table(results: Results) -> rich.table.Table:
     for name, figure in figures:
         cells = [figure(by_column[x]) if x in by_column else "" for x in (CRRELU.name, *RIVALS)]
         if any(cells):
-            table.add_row(f" {name}", cells[0], "", *cells[1:])
+            table.add_row(name, cells[0], "", *cells[1:])
     return table
 
 
